@@ -1,0 +1,35 @@
+//! Layer 2: devices. An [`Executor`] runs one [`StepPlan`] at a time over weights and KV memory that it owns.
+//!
+//! Never knows about requests, queues, tenants or HTTP.
+
+use std::time::Duration;
+
+use crate::sched::plan::{StepOutput, StepPlan};
+
+/// Tokens in one KV block.
+pub use crate::kv::BLOCK_TOKENS;
+
+/// One device that runs steps.
+pub trait Executor: Send {
+    fn info(&self) -> &ExecutorInfo;
+    /// Runs the step to its end. An error leaves the executor usable and no sampled token behind.
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError>;
+}
+
+/// What `garrick check` and the log print, and what the lane needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecutorInfo {
+    /// e.g. `cpu (AVX-512, 2 threads)`.
+    pub device: String,
+    pub num_blocks: usize,
+    pub kv_bytes: usize,
+    pub vocab_size: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("step failed: {0}")]
+    Failed(String),
+    #[error("step exceeded its time limit of {0:?}")]
+    TimedOut(Duration),
+}

@@ -1,0 +1,161 @@
+//! The operations a device must offer so that [`super::decoder`] can run on it.
+//!
+//! One trait for CPU and CUDA. A call names *what* is computed; order, threads, tiles and
+//! fusion belong to the implementation. Shapes are row-major; a "row" is one token of the step.
+//!
+//! Contract for every implementation: **batch invariance**. The values of a row depend on that row's
+//! sequence only, never on how many rows, sequences or chunks share the step.
+
+use super::TokenId;
+use super::spec::{Activation, MoeSpec, RopeSpec, Spec};
+use super::weights::Tensor;
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDtype {
+    F32,
+    Bf16,
+}
+
+impl KvDtype {
+    pub fn bytes(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+        }
+    }
+}
+
+/// One step's tokens, sequence by sequence, in plain arrays that can be copied to a device as they are.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// `[rows]`
+    pub tokens: Vec<TokenId>,
+    /// `[rows]` position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// `[rows]` where the row's K and V go: `block * BLOCK_TOKENS + offset`.
+    pub slots: Vec<u32>,
+    /// Consecutive rows of one sequence.
+    pub spans: Vec<Span>,
+    /// Block tables of all spans, one after the other.
+    pub tables: Vec<u32>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// The rows of one sequence in a [`Batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub row_start: u32,
+    pub num_rows: u32,
+    /// Position of the first row; `first_position + num_rows` is the KV length after this step.
+    pub first_position: u32,
+    /// Start of this sequence's block table in [`Batch::tables`].
+    pub table_start: u32,
+    /// Number of blocks in it; covers every position up to the last row's.
+    pub num_blocks: u32,
+}
+
+/// How one layer attends.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+    pub window: Option<usize>,
+}
+
+/// Weights of one mixture-of-experts layer on the device.
+pub struct MoeWeights<M> {
+    /// `[num_experts, hidden]`
+    pub router: M,
+    /// Per expert: gate rows then up rows, `[2 * intermediate, hidden]`.
+    pub gate_up: Vec<M>,
+    /// Per expert: `[hidden, intermediate]`.
+    pub down: Vec<M>,
+}
+
+/// q/k normalisation that precedes the rotary embedding.
+pub enum QkNormWeights<'a, V> {
+    None,
+    /// `[head_dim]` each.
+    PerHead {
+        q: &'a V,
+        k: &'a V,
+        eps: f32,
+    },
+    /// `[q_width]` and `[kv_width]`.
+    WholeRow {
+        q: &'a V,
+        k: &'a V,
+        eps: f32,
+    },
+}
+
+/// A device as the decoder sees it.
+pub trait Ops {
+    /// A weight matrix `[out, in]` in the device's own layout.
+    type Matrix;
+    /// A float32 vector.
+    type Vector;
+    /// Activations `[rows, width]`, float32 in meaning. Resized by the op that writes it.
+    type Rows;
+    /// Precomputed cos and sin.
+    type Rope;
+
+    // ── loading ────────────────────────────────────────────────────────────────────────────────
+    /// Stacks `parts` (all `[out_i, in]`, same `in` and dtype) by rows into one matrix.
+    fn load_matrix(&mut self, parts: &[Tensor]) -> Self::Matrix;
+    fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
+    fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
+    fn new_rows(&mut self) -> Self::Rows;
+    /// Allocates `num_blocks` blocks of KV for every layer. Called once, before the first step.
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize);
+
+    // ── one step ───────────────────────────────────────────────────────────────────────────────
+    /// Copies whole KV blocks `(from, to)` in every layer (copy-on-write of forked sequences).
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]);
+    /// `out[r] = table[batch.tokens[r]] * scale`.
+    fn embed(&mut self, batch: &Batch, table: &Self::Matrix, scale: f32, out: &mut Self::Rows);
+    /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row.
+    fn rms_norm(&mut self, x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
+    /// `x = norm(x)` in place.
+    fn rms_norm_in_place(&mut self, x: &mut Self::Rows, weight: &Self::Vector, eps: f32);
+    /// `x += delta * scale`.
+    fn add_scaled(&mut self, x: &mut Self::Rows, delta: &Self::Rows, scale: f32);
+    /// `out = x · wᵀ (+ bias)`.
+    fn matmul(&mut self, x: &Self::Rows, w: &Self::Matrix, bias: Option<&Self::Vector>, out: &mut Self::Rows);
+    /// On a fused qkv row: normalise q and k, rotate them, write k and v to the cache of `layer`.
+    /// q is left (normalised and rotated) in `qkv` for [`Ops::attend`].
+    fn rotate_and_store(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        attention: &Attention,
+        norm: QkNormWeights<'_, Self::Vector>,
+        rope: Option<&Self::Rope>,
+        qkv: &mut Self::Rows,
+    );
+    /// Causal attention of every row over its sequence's cached K and V (this step's included, *as stored*).
+    /// `out` is `[rows, num_heads * head_dim]`.
+    fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &Self::Rows, out: &mut Self::Rows);
+    /// `gate_up` rows are gate then up, `[rows, 2 * intermediate]`; `out = act(gate) * up`.
+    fn gated_activation(&mut self, gate_up: &Self::Rows, activation: Activation, out: &mut Self::Rows);
+    /// Routed experts: softmax over the router's logits, the best `experts_per_token` of them, weighted sum.
+    fn moe(
+        &mut self,
+        x: &Self::Rows,
+        weights: &MoeWeights<Self::Matrix>,
+        moe: &MoeSpec,
+        activation: Activation,
+        out: &mut Self::Rows,
+    );
+    /// `out[i] = x[rows[i]]`.
+    fn gather_rows(&mut self, x: &Self::Rows, rows: &[u32], out: &mut Self::Rows);
+    /// Logits: `x * scale`, then the soft cap.
+    fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
+    /// Brings rows to the host, `[rows, width]`.
+    fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> &'a [f32];
+}

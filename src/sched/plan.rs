@@ -1,0 +1,67 @@
+//! What a lane asks of an executor for one step, and what comes back: plain values.
+
+use std::sync::Arc;
+
+use crate::model::TokenId;
+use crate::sample::{SampleSpec, Sampled, TokenLogprobs};
+
+/// Identifies a sequence within its lane; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeqId(pub u64);
+
+/// One step of one device. Rows of a sequence are consecutive positions.
+#[derive(Debug, Clone, Default)]
+pub struct StepPlan {
+    pub step: u64,
+    /// Whole KV blocks to copy `(from, to)` before anything is computed.
+    pub copies: Vec<(u32, u32)>,
+    pub rows: Vec<SeqRows>,
+}
+
+/// The part of a step that belongs to one sequence.
+#[derive(Debug, Clone)]
+pub struct SeqRows {
+    pub seq: SeqId,
+    /// Position of `tokens[0]`.
+    pub start: u32,
+    pub tokens: Vec<TokenId>,
+    /// Block table covering positions `0..start + tokens.len()`.
+    pub blocks: Vec<u32>,
+    /// Drawn from the last row's logits: none while a prompt is unfinished, one for decode, `n` when a prompt of `n` choices ends.
+    pub samples: Vec<SampleSpec>,
+    /// Log-probabilities of the prompt: for each row whose *next* token is known (`tokens[1..]`, and `next` for the
+    /// last row), the log-probability of that next token, with this many alternatives.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptLogprobs {
+    pub top: u8,
+    /// The prompt token after this chunk, if the prompt goes on.
+    pub next: Option<TokenId>,
+}
+
+impl StepPlan {
+    pub fn num_tokens(&self) -> usize {
+        self.rows.iter().map(|r| r.tokens.len()).sum()
+    }
+}
+
+/// What a step produced, in the order of [`StepPlan::rows`].
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub step: u64,
+    pub rows: Vec<SeqOutput>,
+    pub elapsed_us: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct SeqOutput {
+    pub seq: SeqId,
+    /// One for each of [`SeqRows::samples`].
+    pub sampled: Vec<Sampled>,
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// Shared token lists (prompts) are reference-counted: jobs move between lanes.
+pub type Tokens = Arc<[TokenId]>;
