@@ -1,1 +1,6 @@
-//! (being written)
+//! Layer 0: what every other layer stands on.
+//!
+//! Owns the validated configuration, the one external error type, ids, the clock, metrics and logging.
+//! Never knows about any other layer.
+
+pub mod config;

@@ -1,0 +1,261 @@
+//! The tree itself: one struct for each section of `config.yaml`, in the order of the file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::Serialize;
+
+/// Everything that can be configured. Serialises to the shape of `config.yaml`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Config {
+    pub server: Server,
+    pub model: Model,
+    pub engine: Engine,
+    pub kv: Kv,
+    pub scheduler: Scheduler,
+    pub admission: Admission,
+    pub auth: Auth,
+    pub quota: Quota,
+    pub store: Store,
+    pub telemetry: Telemetry,
+}
+
+/// HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Server {
+    pub listen: SocketAddr,
+    /// HTTP worker threads; see [`Server::num_workers`].
+    pub workers: Option<usize>,
+    pub max_body_bytes: usize,
+    /// Open connections over all workers.
+    pub max_connections: usize,
+    /// How long an idle connection stays open.
+    pub keep_alive_s: u64,
+    /// How long running streams may go on after SIGTERM.
+    pub drain_timeout_s: u64,
+    /// Silence on a stream after which a comment is sent.
+    pub heartbeat_s: u64,
+    /// A reader that takes nothing for this long is cut.
+    pub stall_timeout_s: u64,
+    /// Bytes that one stream may hold for a slow reader.
+    pub max_stream_buffer_bytes: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            workers: None,
+            max_body_bytes: 2 << 20,
+            max_connections: 4096,
+            keep_alive_s: 75,
+            drain_timeout_s: 30,
+            heartbeat_s: 15,
+            stall_timeout_s: 30,
+            max_stream_buffer_bytes: 256 << 10,
+        }
+    }
+}
+
+impl Server {
+    /// HTTP workers on a machine of `cores`: few, since the executor wants the cores and one worker carries far more
+    /// requests than a CPU model answers.
+    pub fn num_workers(&self, cores: usize) -> usize {
+        self.workers.unwrap_or(cores.clamp(1, 2))
+    }
+}
+
+/// What is served.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Model {
+    /// A checkpoint folder, a `.gguf` file, or `fake:…`.
+    pub path: String,
+    /// The name in the API; by default the last part of the path.
+    pub served_name: Option<String>,
+    /// Bound on prompt plus output, in tokens; by default the model's own.
+    pub max_model_len: Option<u32>,
+    pub sampling_defaults: SamplingDefaults,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            path: "models/demo".into(),
+            served_name: None,
+            max_model_len: None,
+            sampling_defaults: SamplingDefaults::Model,
+        }
+    }
+}
+
+/// Where sampling parameters that a request leaves out come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplingDefaults {
+    /// The model's `generation_config.json`, then OpenAI's defaults.
+    Model,
+    /// OpenAI's defaults only: temperature 1, top_p 1.
+    OpenAi,
+}
+
+/// Devices and how they compute.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Engine {
+    /// Lanes of this process; CPU lanes share the weights and split threads and KV memory.
+    pub lanes: usize,
+    /// Compute threads over all lanes; by default the physical cores.
+    pub threads: Option<usize>,
+    pub isa: Isa,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { lanes: 1, threads: None, isa: Isa::Auto }
+    }
+}
+
+/// Instruction set of the CPU kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isa {
+    /// The best that the CPU has.
+    Auto,
+    Avx512,
+    Avx2,
+    Scalar,
+}
+
+/// KV cache.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Kv {
+    /// Bytes over all lanes; by default [`Kv::memory_share`] decides.
+    pub memory: Option<u64>,
+    /// Share of the memory that the machine (or its container) has left after the weights; used when `memory` is not set.
+    pub memory_share: f64,
+    pub dtype: KvDtype,
+    pub prefix_cache: bool,
+}
+
+impl Default for Kv {
+    fn default() -> Self {
+        Self { memory: None, memory_share: 0.5, dtype: KvDtype::Auto, prefix_cache: true }
+    }
+}
+
+/// Type of one KV element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    /// Follows the weights.
+    Auto,
+    F32,
+    Bf16,
+}
+
+/// Batching.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Scheduler {
+    /// Token budget of one step: decodes first, then chunks of prompts.
+    pub max_batch_tokens: usize,
+    /// Sequences that run at once in one lane.
+    pub max_running: usize,
+    /// Waiting jobs that a lane shows to idle lanes; also bounds how far a job may be overtaken by being taken.
+    pub steal_window: usize,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self { max_batch_tokens: 512, max_running: 64, steal_window: 8 }
+    }
+}
+
+/// The door: what is let in, and for how long.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Admission {
+    /// Permits: requests inside at once, waiting or running.
+    pub max_requests: usize,
+    /// Prompt tokens that may wait for a device at once.
+    pub max_waiting_tokens: usize,
+    /// Deadline of a request that names none.
+    pub default_timeout_ms: Option<u64>,
+    /// The longest deadline that a request may ask for.
+    pub max_timeout_ms: u64,
+    /// Threads that render templates and tokenise.
+    pub tokenizer_threads: usize,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            max_requests: 1024,
+            max_waiting_tokens: 1 << 20,
+            default_timeout_ms: None,
+            max_timeout_ms: 3_600_000,
+            tokenizer_threads: 2,
+        }
+    }
+}
+
+/// Keys and who needs one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Auth {
+    /// How long a key that was looked up is believed; a revoked key works at most this long.
+    pub cache_ttl_s: u64,
+    /// Keys (known and unknown) remembered at once.
+    pub max_cached_keys: usize,
+    /// Whether `/metrics` answers without a key.
+    pub metrics_open: bool,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { cache_ttl_s: 10, max_cached_keys: 10_000, metrics_open: false }
+    }
+}
+
+/// Limits that a new key gets when its maker names none. None is unlimited.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Quota {
+    /// Requests in a minute.
+    pub requests_per_minute: Option<u64>,
+    /// Tokens, of prompt and output, in a minute.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests inside at once.
+    pub max_concurrency: Option<u64>,
+}
+
+/// Where state is kept.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Store {
+    /// SQLite file, created when missing.
+    pub path: String,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { path: "garrick.db".into() }
+    }
+}
+
+/// Logs and traces.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Telemetry {
+    pub log_format: LogFormat,
+    /// Level, or directives as `info,garrick::sched=debug`.
+    pub log_level: String,
+    /// Base address of an OTLP/HTTP collector; traces are exported when it is set.
+    pub otlp_endpoint: Option<String>,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log_format: LogFormat::Pretty, log_level: "info".into(), otlp_endpoint: None }
+    }
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Pretty,
+    Json,
+}
