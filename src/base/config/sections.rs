@@ -216,11 +216,11 @@ impl Default for Auth {
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Quota {
     /// Requests in a minute.
-    pub requests_per_minute: Option<u64>,
+    pub rpm: Option<u64>,
     /// Tokens, of prompt and output, in a minute.
-    pub tokens_per_minute: Option<u64>,
+    pub tpm: Option<u64>,
     /// Requests inside at once.
-    pub max_concurrency: Option<u64>,
+    pub concurrency: Option<u64>,
 }
 
 /// Where state is kept.
