@@ -57,9 +57,9 @@ pub const KEYS: &[Key] = &[
     key("auth.cache_ttl_s", |c, v| put(&mut c.auth.cache_ttl_s, v.int(0..=3600))),
     key("auth.max_cached_keys", |c, v| put(&mut c.auth.max_cached_keys, v.int(16..=10_000_000))),
     key("auth.metrics_open", |c, v| put(&mut c.auth.metrics_open, v.boolean())),
-    key("quota.rpm", |c, v| put(&mut c.quota.rpm, opt_int(v, 1..=MAX_QUOTA))),
-    key("quota.tpm", |c, v| put(&mut c.quota.tpm, opt_int(v, 1..=MAX_QUOTA))),
-    key("quota.concurrency", |c, v| put(&mut c.quota.concurrency, opt_int(v, 1..=MAX_QUOTA))),
+    key("quota.rpm", |c, v| put(&mut c.quota.rpm, opt_int(v, 1..=MAX_QUOTA.into()))),
+    key("quota.tpm", |c, v| put(&mut c.quota.tpm, opt_int(v, 1..=MAX_QUOTA.into()))),
+    key("quota.concurrency", |c, v| put(&mut c.quota.concurrency, opt_int(v, 1..=MAX_QUOTA.into()))),
     key("store.path", |c, v| put(&mut c.store.path, v.text(4096))),
     key("telemetry.log_format", |c, v| put(&mut c.telemetry.log_format, v.word(&[
         ("pretty", LogFormat::Pretty), ("json", LogFormat::Json),
@@ -70,8 +70,8 @@ pub const KEYS: &[Key] = &[
 
 /// A week: longer ones are mistakes of unit.
 const MAX_TIMEOUT_MS: i128 = 7 * 24 * 3600 * 1000;
-/// Far above any use, and products of it with 60 s in microseconds stay within `u64`.
-const MAX_QUOTA: i128 = 1_000_000_000_000;
+/// Of one key, in a minute or at once. Far above any use; products with a minute in microseconds fit 128 bits only.
+pub const MAX_QUOTA: u64 = 1_000_000_000_000;
 
 fn put<T>(field: &mut T, read: Result<T, Allowed>) -> Result<(), Allowed> {
     *field = read?;

@@ -14,6 +14,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use keys::MAX_QUOTA;
 pub use load::{ConfigError, Flag, load};
 pub use sections::{
     Admission, Auth, Config, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults, Scheduler, Server,
