@@ -9,6 +9,7 @@
 pub mod keys;
 mod load;
 mod sections;
+mod suggest;
 mod value;
 
 #[cfg(test)]

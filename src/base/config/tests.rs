@@ -307,6 +307,31 @@ fn workers_leave_the_cores_to_the_model() {
     assert_eq!(server.num_workers(2), 8);
 }
 
+#[test]
+fn a_model_is_named_after_its_path() {
+    for (path, name) in [
+        ("models/demo", "demo"),
+        ("/data/Qwen2.5-0.5B/", "Qwen2.5-0.5B"),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1"),
+        ("fake:vocab=100", "fake"),
+        ("..", "model"),
+        ("/", "model"),
+    ] {
+        let mut model = Model { path: path.into(), ..Default::default() };
+        assert_eq!(model.name(), name);
+        model.served_name = Some("mine".into());
+        assert_eq!(model.name(), "mine");
+    }
+}
+
+#[test]
+fn nesting_is_bounded() {
+    for open in ["[", "{a: ", "- "] {
+        let message = error_of(&format!("kv: \n {}", open.repeat(100_000)), &[], &[], &[]);
+        assert!(message.starts_with("config.yaml:") && message.len() < 300, "{message}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
