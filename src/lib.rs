@@ -3,6 +3,7 @@
 pub mod actors;
 pub mod api;
 pub mod base;
+pub mod cli;
 pub mod exec;
 pub mod gate;
 pub mod kv;

@@ -87,6 +87,25 @@ impl Default for Model {
     }
 }
 
+impl Model {
+    /// The name in the API: the configured one, or the last part of the path (a file's without `.gguf`; `fake` for
+    /// `fake:…`).
+    pub fn name(&self) -> &str {
+        if let Some(name) = &self.served_name {
+            return name;
+        }
+        if self.path.starts_with("fake:") {
+            return "fake";
+        }
+        let last = self.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        match last.strip_suffix(".gguf").unwrap_or(last) {
+            // The working folder and its parents have no name in the path.
+            "" | "." | ".." => "model",
+            name => name,
+        }
+    }
+}
+
 /// Where sampling parameters that a request leaves out come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
