@@ -86,7 +86,9 @@ impl<S: Clone> Lane<S> {
         for row in &flight.rows {
             let Some(index) = self.running.iter().position(|seq| seq.id == row.seq) else { continue };
             let mut seq = self.running.remove(index);
-            if seq.job.progress.suspect_until.is_some() {
+            if seq.job.cancel.is_set() {
+                self.end(seq, &Finish::Cancelled);
+            } else if seq.job.progress.suspect_until.is_some() {
                 self.end(seq, &Finish::Failed(error.to_owned()));
             } else {
                 seq.job.progress.suspect_until = Some(row.end as u32);
