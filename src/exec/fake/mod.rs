@@ -9,6 +9,8 @@
 //! request, when a `logit_bias` of 100 or more forces a stop token.
 
 mod draw;
+#[cfg(test)]
+mod sim;
 mod spec;
 
 #[cfg(test)]
