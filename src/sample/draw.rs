@@ -22,7 +22,7 @@ pub(super) struct Candidates {
 /// Draws at `u` in `[0, 1)` under `params` (whose temperature is above zero).
 pub(super) fn draw(logits: &[f32], params: &SamplingParams, u: f64, candidates: &mut Candidates) -> TokenId {
     let (best, max) = argmax(logits);
-    if max == f32::NEG_INFINITY || max == f32::INFINITY {
+    if max.is_infinite() {
         return best;
     }
     candidates.fill(logits, max, params.temperature);

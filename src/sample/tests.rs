@@ -279,26 +279,3 @@ proptest! {
         prop_assert!(!sampled.logprobs.unwrap().logprob.is_nan());
     }
 }
-
-/// The budget of a draw over a large vocabulary, printed by `cargo test --release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_a_draw() {
-    let logits: Vec<f32> = (0..151_936u32).map(|i| uniform(3, 0, i) as f32 * 14.0 - 7.0).collect();
-    let cases = [
-        ("greedy", greedy()),
-        ("temperature", SamplingParams::default()),
-        ("top-p", SamplingParams { top_p: 0.95, ..Default::default() }),
-        ("top-k, top-p", SamplingParams { top_k: 50, top_p: 0.95, temperature: 0.7, ..Default::default() }),
-        ("greedy, logprobs", SamplingParams { logprobs: Some(20), ..greedy() }),
-    ];
-    let mut scratch = Scratch::default();
-    for (name, params) in cases {
-        let mut buffer = logits.clone();
-        let start = std::time::Instant::now();
-        for index in 0..50 {
-            sample(&mut buffer, &spec(params.clone(), index), &mut scratch);
-        }
-        println!("{name}: {:?}", start.elapsed() / 50);
-    }
-}
