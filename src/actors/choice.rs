@@ -27,8 +27,8 @@ impl Choice {
     /// Records time to first token, then the time between tokens.
     pub fn clock_token(&mut self, now_us: u64, began_us: u64) {
         match self.last_token_us.replace(now_us) {
-            None => metrics().ttft.record(now_us.saturating_sub(began_us) as f64 / 1e6),
-            Some(last) => metrics().itl.record(now_us.saturating_sub(last) as f64 / 1e6),
+            None => metrics().ttft_s.record(now_us.saturating_sub(began_us) as f64 / 1e6),
+            Some(last) => metrics().itl_s.record(now_us.saturating_sub(last) as f64 / 1e6),
         }
     }
 
@@ -41,10 +41,9 @@ impl Choice {
         if ends {
             return None;
         }
-        let text = self.detokenizer.push(sampled.token);
-        let (text, hit) = self.stops.push(&text);
-        self.done = hit.is_some();
-        self.delta(index, text, hit.map(|_| FinishReason::Stop))
+        let stopped = self.stops.push(self.detokenizer.push(sampled.token));
+        self.done = stopped.hit.is_some();
+        self.delta(index, stopped.emit, stopped.hit.map(|_| FinishReason::Stop))
     }
 
     /// The lane ended it: flushes what was held back.
@@ -53,12 +52,11 @@ impl Choice {
             return None;
         }
         self.done = true;
-        let rest = self.detokenizer.finish();
-        let (mut text, hit) = self.stops.push(&rest);
-        if hit.is_none() {
-            text.push_str(&self.stops.finish());
+        let mut stopped = self.stops.push(self.detokenizer.finish());
+        if stopped.hit.is_none() {
+            stopped.emit.push_str(&self.stops.finish());
         }
-        self.delta(index, text, Some(if hit.is_some() { FinishReason::Stop } else { reason }))
+        self.delta(index, stopped.emit, Some(if stopped.hit.is_some() { FinishReason::Stop } else { reason }))
     }
 
     fn delta(&mut self, index: u32, text: String, finish: Option<FinishReason>) -> Option<Delta> {

@@ -1,111 +1,138 @@
 //! The lanes of this process as the rest of it sees them.
 //!
 //! Owns the present address of each scheduler (the supervisor replaces those that died), what lanes publish about
-//! themselves, and the windows through which they steal from each other.
+//! themselves, and the windows through which they steal from each other. Never plans.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use actix::Addr;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use crossbeam::deque::Stealer;
 
 use super::events::Sink;
-use super::messages::{FinishChoice, Wake};
+use super::messages::Wake;
 use super::scheduler::SchedulerActor;
-use crate::sched::lane::LaneStats;
-use crate::sched::place::{self, LaneLoad};
-use crate::sched::steal::{LaneStealer, SearchGate};
+use crate::sched::affinity::Affinity;
+use crate::sched::job::Job;
+use crate::sched::{LaneLoad, LaneStats, SearchGate, place};
+
+/// Backlog that a longer cached prefix is worth: about what recomputing a long system prompt costs.
+const MAX_MARGIN_TOKENS: usize = 2048;
+
+type Windows = Vec<Stealer<Job<Sink>>>;
 
 /// Shared by everyone who talks to lanes.
 pub struct Lanes {
-    lanes: Vec<LaneSlot>,
-    /// Bit `i`: lane `i` found nothing to do and sleeps. At most 64 lanes.
+    lanes: Vec<Slot>,
+    windows: ArcSwap<Windows>,
+    /// Bit `i`: lane `i` found nothing to do and sleeps.
     idle: AtomicU64,
-    pub search: SearchGate,
+    search_gate: SearchGate,
+    affinity: Affinity,
 }
 
 /// One lane's place; it outlives the scheduler in it.
-struct LaneSlot {
-    address: ArcSwap<Option<Addr<SchedulerActor>>>,
-    stealer: ArcSwap<Option<LaneStealer<Sink>>>,
+#[derive(Default)]
+struct Slot {
+    address: ArcSwapOption<Addr<SchedulerActor>>,
     stats: Mutex<LaneStats>,
 }
 
 impl Lanes {
+    /// As many as `idle` has bits.
     pub const MAX: usize = 64;
 
-    pub fn new(num_lanes: usize) -> Arc<Self> {
-        assert!((1..=Self::MAX).contains(&num_lanes));
-        let slot = || LaneSlot {
-            address: ArcSwap::from_pointee(None),
-            stealer: ArcSwap::from_pointee(None),
-            stats: Mutex::default(),
-        };
+    /// `windows` has one stealer for each lane.
+    pub fn new(windows: Windows) -> Arc<Self> {
+        assert!((1..=Self::MAX).contains(&windows.len()), "{} lanes", windows.len());
         Arc::new(Self {
-            lanes: (0..num_lanes).map(|_| slot()).collect(),
+            lanes: windows.iter().map(|_| Slot::default()).collect(),
+            search_gate: SearchGate::new(windows.len()),
+            windows: ArcSwap::from_pointee(windows),
             idle: AtomicU64::new(0),
-            search: SearchGate::new(num_lanes),
+            affinity: Affinity::default(),
         })
     }
 
+    #[allow(clippy::len_without_is_empty, reason = "there is always a lane")]
     pub fn len(&self) -> usize {
         self.lanes.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
-    }
-
     /// Puts a (new) scheduler in its place.
     pub fn install(&self, lane: usize, address: Addr<SchedulerActor>) {
-        self.lanes[lane].address.store(Arc::new(Some(address)));
+        self.lanes[lane].address.store(Some(Arc::new(address)));
     }
 
-    pub fn install_stealer(&self, lane: usize, stealer: LaneStealer<Sink>) {
-        self.lanes[lane].stealer.store(Arc::new(Some(stealer)));
+    /// Replaces a dead lane's window. The jobs left in the old one are returned: nobody would look there again.
+    pub fn replace_window(&self, lane: usize, window: Stealer<Job<Sink>>) -> Vec<Job<Sink>> {
+        let old = self.windows.load_full();
+        let mut windows = (*old).clone();
+        windows[lane] = window;
+        self.windows.store(Arc::new(windows));
+        std::iter::from_fn(|| loop {
+            match old[lane].steal() {
+                crossbeam::deque::Steal::Success(job) => return Some(job),
+                crossbeam::deque::Steal::Empty => return None,
+                crossbeam::deque::Steal::Retry => {}
+            }
+        })
+        .collect()
+    }
+
+    pub fn windows(&self) -> Arc<Windows> {
+        self.windows.load_full()
+    }
+
+    pub fn search_gate(&self) -> &SearchGate {
+        &self.search_gate
     }
 
     pub fn address(&self, lane: usize) -> Option<Addr<SchedulerActor>> {
-        self.lanes[lane].address.load().as_ref().clone()
-    }
-
-    pub fn stealer(&self, lane: usize) -> Option<LaneStealer<Sink>> {
-        self.lanes[lane].stealer.load().as_ref().clone()
+        self.lanes[lane].address.load().as_deref().cloned()
     }
 
     pub fn publish(&self, lane: usize, stats: LaneStats) {
-        *self.lanes[lane].stats.lock().unwrap_or_else(|e| e.into_inner()) = stats;
+        *self.stats_of(lane) = stats;
     }
 
-    /// The last published numbers of each lane.
-    pub fn stats(&self) -> Vec<LaneStats> {
-        self.lanes.iter().map(|l| l.stats.lock().unwrap_or_else(|e| e.into_inner()).clone()).collect()
+    /// The last published numbers of a lane.
+    pub fn stats(&self, lane: usize) -> LaneStats {
+        *self.stats_of(lane)
     }
 
-    /// The lane that a new job should go to.
-    pub fn place(&self) -> Option<(usize, Addr<SchedulerActor>)> {
-        let alive: Vec<usize> = (0..self.len()).filter(|&i| self.address(i).is_some_and(|a| a.connected())).collect();
-        let loads: Vec<LaneLoad> = alive
-            .iter()
-            .map(|&i| LaneLoad::from(&*self.lanes[i].stats.lock().unwrap_or_else(|e| e.into_inner())))
-            .collect();
-        let lane = *alive.get(place::choose(&loads)?)?;
-        Some((lane, self.address(lane)?))
+    fn stats_of(&self, lane: usize) -> std::sync::MutexGuard<'_, LaneStats> {
+        self.lanes[lane].stats.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Tells every lane that a choice is over (it may have been stolen, so nobody knows which one runs it).
-    pub fn finish_choice(&self, message: FinishChoice) {
-        for address in (0..self.len()).filter_map(|i| self.address(i)) {
-            // `send` waits for room where `try_send` would lose the message and waste a device on unread tokens.
-            actix::spawn(async move {
-                let _ = address.send(message).await;
-            });
+    /// The lane that a job should go to, and its address. None when no lane lives.
+    pub fn place(&self, job: &Job<Sink>) -> Option<(usize, Addr<SchedulerActor>)> {
+        let alive = |lane: usize| self.address(lane).filter(Addr::connected);
+        if self.len() == 1 {
+            return Some((0, alive(0)?));
         }
+        let seen = self.affinity.seen(&job.prompt, job.salt, self.len());
+        let (lanes, loads): (Vec<_>, Vec<_>) = (0..self.len())
+            .filter(|&lane| alive(lane).is_some())
+            .map(|lane| {
+                let stats = self.stats(lane);
+                let load = LaneLoad {
+                    waiting_tokens: stats.waiting_tokens,
+                    running: stats.running,
+                    cached_prefix_tokens: seen[lane],
+                };
+                (lane, load)
+            })
+            .unzip();
+        let lane = lanes[place(&loads, MAX_MARGIN_TOKENS)?];
+        self.affinity.learn(&job.prompt, job.salt, lane);
+        Some((lane, alive(lane)?))
     }
 
     /// Makes every lane look at its cancel flags now.
     pub fn wake_all(&self) {
-        for address in (0..self.len()).filter_map(|i| self.address(i)) {
+        for address in (0..self.len()).filter_map(|lane| self.address(lane)) {
             let _ = address.try_send(Wake);
         }
     }
@@ -113,7 +140,7 @@ impl Lanes {
     // ── idleness ───────────────────────────────────────────────────────────────────────────────────
     // A lane that goes idle sets its bit and only then looks at the windows once more; a lane that fills its window
     // does so before it reads the bits. Both sides are SeqCst, so one of them sees the other: no job waits in a window
-    // while a lane sleeps beside it.
+    // while a lane sleeps beside it. (A search that the gate turned away is made up for by the lane's heartbeat.)
 
     pub fn set_idle(&self, lane: usize) {
         self.idle.fetch_or(1 << lane, Ordering::SeqCst);
@@ -128,12 +155,13 @@ impl Lanes {
         let mut idle = self.idle.load(Ordering::SeqCst) & !(1 << lane);
         while idle != 0 {
             let other = idle.trailing_zeros() as usize;
+            let bit = 1 << other;
             // Whoever clears the bit sends the message; two lanes do not wake the same one.
-            let before = self.idle.fetch_and(!(1 << other), Ordering::SeqCst);
-            if before & (1 << other) != 0 && self.address(other).is_some_and(|a| a.try_send(Wake).is_ok()) {
+            let won = self.idle.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
+            if won && self.address(other).is_some_and(|a| a.try_send(Wake).is_ok()) {
                 return;
             }
-            idle &= !(1 << other);
+            idle &= !bit;
         }
     }
 }

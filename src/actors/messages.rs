@@ -12,8 +12,8 @@ use crate::base::error::Error;
 use crate::exec::ExecError;
 use crate::model::TokenId;
 use crate::sample::{SamplingParams, TokenLogprobs};
-use crate::sched::job::{Job, RequestId};
-use crate::sched::lane::LaneStats;
+use crate::sched::LaneStats;
+use crate::sched::job::Job;
 use crate::sched::plan::{StepOutput, StepPlan, Tokens};
 
 // ── request ────────────────────────────────────────────────────────────────────────────────────────
@@ -48,6 +48,13 @@ pub struct Generation {
 /// The prompts as they were tokenised, for `echo` and for usage.
 pub struct Accepted {
     pub prompts: Vec<Tokens>,
+}
+
+/// To a request actor from its stream: a prompt reached a device, so its tokens no longer wait.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PromptStarted {
+    pub prompt: usize,
 }
 
 /// To a request actor from its stream: the last word, whatever happened.
@@ -154,14 +161,6 @@ impl FinishReason {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Submit(pub Job<Sink>);
-
-/// To every scheduler: the text side saw a stop string; whoever runs this choice frees it.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct FinishChoice {
-    pub request: RequestId,
-    pub choice: u32,
-}
 
 /// To a scheduler: look again (a cancel flag was set, or there is something to steal). Losing one is harmless:
 /// flags are looked at on every step, and a lane with work never sleeps.

@@ -14,29 +14,32 @@ use tracing::Instrument;
 use super::choice::Choice;
 use super::events::{EventQueue, Sink};
 use super::messages::{
-    Accepted, Begin, Generation, Outcome, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage,
+    Accepted, Begin, Generation, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage,
 };
 use super::outlet::OutletWriter;
 use super::quota::{Lease, Reserve};
-use super::services::Services;
+use super::services::{LiveId, Services};
 use super::stream::{State, StreamActor};
 use crate::base::clock;
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
 use crate::gate::admission::Permit;
 use crate::gate::auth::Principal;
-use crate::model::text::StopMatcher;
-use crate::sched::job::{Branch, CancelFlag, Job, RequestId, StopRules};
+use crate::gate::quota::tokens_to_reserve;
+use crate::model::text::{Detokenizer, StopMatcher};
+use crate::sched::job::{CancelFlag, Job, Progress, RequestId, StopRules};
 use crate::sched::plan::Tokens;
 
 /// Texts up to this size are prepared on the HTTP worker: about the time that a hop to the pool and back takes.
 const PREPARE_INLINE_BYTES: usize = 512;
 
 pub struct RequestActor {
+    id: LiveId,
     services: Arc<Services>,
-    principal: Arc<Principal>,
+    principal: Principal,
     span: tracing::Span,
-    cancel: CancelFlag,
+    /// One for each prompt, once there are any.
+    cancels: Arc<[CancelFlag]>,
     began_us: u64,
     /// Until the stream takes it.
     outlet: Option<OutletWriter>,
@@ -44,23 +47,22 @@ pub struct RequestActor {
     lease: Option<Lease>,
     prompts: Vec<Tokens>,
     stream: Option<Addr<StreamActor>>,
-    ended: Option<Outcome>,
 }
 
 impl RequestActor {
-    pub fn new(services: Arc<Services>, principal: Arc<Principal>, outlet: OutletWriter, span: tracing::Span) -> Self {
+    pub fn new(services: Arc<Services>, principal: Principal, outlet: OutletWriter, span: tracing::Span) -> Self {
         Self {
+            id: services.live.next_id(),
             services,
             principal,
             span,
-            cancel: CancelFlag::default(),
+            cancels: Arc::from([]),
             began_us: clock::now_us(),
             outlet: Some(outlet),
             permit: None,
             lease: None,
             prompts: Vec::new(),
             stream: None,
-            ended: None,
         }
     }
 
@@ -70,19 +72,11 @@ impl RequestActor {
         let queue = Arc::new(EventQueue::default());
         let sink = Sink::new(queue.clone());
         let first = RequestId(NEXT_REQUEST.fetch_add(generation.prompts.len() as u64, Ordering::Relaxed));
-        let jobs = generation
-            .prompts
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| self.job(RequestId(first.0 + i as u64), prompt, &generation, deadline_us, sink.clone()))
+        self.cancels = generation.prompts.iter().map(|_| CancelFlag::default()).collect();
+        let jobs = (0..generation.prompts.len())
+            .map(|i| self.job(RequestId(first.0 + i as u64), i, &generation, deadline_us, sink.clone()))
             .collect();
-        let tokenizer = &self.services.model.tokenizer;
-        let choices = (0..generation.prompts.len() as u32 * generation.num_choices)
-            .map(|_| {
-                let stops = StopMatcher::new(&generation.stop_strings, generation.include_stop);
-                Choice::new(tokenizer.detokenizer(), stops)
-            })
-            .collect();
+        let choices = generation.prompts.iter().flat_map(|prompt| self.choices(prompt, &generation)).collect();
         let prompt_tokens = generation.prompts.iter().map(|p| p.len() as u64).sum();
         metrics().prompt_tokens.increment(prompt_tokens);
         let stream = StreamActor {
@@ -90,7 +84,7 @@ impl RequestActor {
             outlet: self.outlet.take().expect("a request begins once"),
             owner: ctx.address(),
             lanes: self.services.lanes.clone(),
-            cancel: self.cancel.clone(),
+            cancels: self.cancels.clone(),
             limits: self.services.stream_limits,
             first_request: first,
             num_choices: generation.num_choices,
@@ -105,8 +99,17 @@ impl RequestActor {
         Launch { jobs }
     }
 
-    fn job(&self, id: RequestId, prompt: &Tokens, g: &Generation, deadline: Option<u64>, sink: Sink) -> Job<Sink> {
-        let room = (self.services.model.max_model_len - prompt.len()) as u32;
+    fn choices(&self, prompt: &Tokens, generation: &Generation) -> Vec<Choice> {
+        let choice = |_| {
+            let stops = StopMatcher::new(&generation.stop_strings, generation.include_stop);
+            Choice::new(Detokenizer::after(&self.services.model.tokenizer, prompt, true), stops)
+        };
+        (0..generation.num_choices).map(choice).collect()
+    }
+
+    fn job(&self, id: RequestId, index: usize, g: &Generation, deadline: Option<u64>, sink: Sink) -> Job<Sink> {
+        let prompt = &g.prompts[index];
+        let room = self.services.model.max_new_tokens(prompt.len());
         Job {
             request: id,
             sink,
@@ -121,8 +124,9 @@ impl RequestActor {
             salt: self.principal.salt,
             arrived_at: clock::now_us(),
             deadline,
-            cancel: self.cancel.clone(),
-            branches: (0..g.num_choices).map(|choice| Branch { choice, output: Vec::new() }).collect(),
+            cancel: self.cancels[index].clone(),
+            branches: Job::<Sink>::new_branches(g.num_choices),
+            progress: Progress::default(),
         }
     }
 }
@@ -142,15 +146,15 @@ struct Launch {
 }
 
 /// The way in: permit, preparation, checks against the model, quota. Holds what it has; an early return gives it back.
-async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin) -> Result<Admitted, Error> {
+async fn admit(services: Arc<Services>, principal: Principal, begin: Begin) -> Result<Admitted, Error> {
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)
         .instrument(tracing::debug_span!("prepare", bytes = begin.input_bytes))
         .await?;
-    services.model.check(&generation)?;
+    check(&services, &generation)?;
     let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
-    let tokens = generation.max_total_tokens(services.model.max_model_len);
+    let tokens = reservation(&services, &generation);
     let lease = services
         .quota
         .send(Reserve { principal, tokens })
@@ -159,6 +163,25 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
         .map_err(Error::internal)??;
     permit.queue_tokens(prompt_tokens)?;
     Ok(Admitted { generation, permit, lease, deadline_us })
+}
+
+/// Refuses what could never run, before it costs anything.
+fn check(services: &Services, generation: &Generation) -> Result<(), Error> {
+    for (index, prompt) in generation.prompts.iter().enumerate() {
+        services.model.fits(prompt.len(), generation.num_choices as usize).map_err(|e| {
+            let which = if generation.prompts.len() > 1 { format!("prompt {index}: ") } else { String::new() };
+            e.into_error(&which)
+        })?;
+    }
+    Ok(())
+}
+
+fn reservation(services: &Services, generation: &Generation) -> u64 {
+    let one = |prompt: &Tokens| {
+        let room = services.model.max_new_tokens(prompt.len());
+        tokens_to_reserve(prompt.len() as u64, generation.num_choices, generation.max_tokens, room)
+    };
+    generation.prompts.iter().map(one).sum()
 }
 
 async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
@@ -182,10 +205,13 @@ async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Err
 impl Actor for RequestActor {
     type Context = Context<Self>;
 
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.services.live.enter(self.id, ctx.address());
+    }
+
     fn stopped(&mut self, _: &mut Self::Context) {
-        // A refused request ends here too, with nothing accepted; `ended` tells them apart.
-        self.cancel.set();
-        self.services.registry.leave(self.began_us);
+        self.cancels.iter().for_each(CancelFlag::set);
+        self.services.live.leave(self.id);
     }
 }
 
@@ -210,7 +236,7 @@ impl Handler<Begin> for RequestActor {
                     Ok(()) => Ok(Accepted { prompts: request.prompts.clone() }),
                     Err(error) => {
                         // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
-                        request.cancel.set();
+                        request.cancels.iter().for_each(CancelFlag::set);
                         if request.stream.is_none() {
                             ctx.stop();
                         }
@@ -225,8 +251,10 @@ impl Handler<PromptStarted> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, started: PromptStarted, _: &mut Self::Context) {
-        if let (Some(permit), Some(prompt)) = (&mut self.permit, self.prompts.get(started.prompt)) {
+        let Some(prompt) = self.prompts.get(started.prompt) else { return };
+        if let (Some(permit), Some(lease)) = (&mut self.permit, &self.lease) {
             permit.dequeue_tokens(prompt.len());
+            lease.use_tokens(prompt.len() as u64);
         }
     }
 }
@@ -236,13 +264,12 @@ impl Handler<StreamEnded> for RequestActor {
 
     fn handle(&mut self, ended: StreamEnded, ctx: &mut Self::Context) {
         let Usage { prompt_tokens, cached_tokens, completion_tokens } = ended.usage;
-        if let Some(lease) = self.lease.take() {
-            lease.settle(prompt_tokens + completion_tokens);
+        if let Some(lease) = &self.lease {
+            lease.use_tokens(completion_tokens);
         }
-        let m = metrics();
-        m.generated_tokens.increment(completion_tokens);
-        m.cached_prompt_tokens.increment(cached_tokens);
-        m.finished(ended.outcome.as_str());
+        metrics().generated_tokens.increment(completion_tokens);
+        metrics().cached_prompt_tokens.increment(cached_tokens);
+        metrics().finished(ended.outcome.as_str());
         let elapsed = Duration::from_micros(clock::now_us() - self.began_us);
         self.span.in_scope(|| {
             tracing::info!(
@@ -255,7 +282,6 @@ impl Handler<StreamEnded> for RequestActor {
                 "request ended"
             );
         });
-        self.ended = Some(ended.outcome);
         ctx.stop();
     }
 }

@@ -14,7 +14,7 @@ use actix::fut::ActorFutureExt;
 use super::choice::Choice;
 use super::events::EventQueue;
 use super::lanes::Lanes;
-use super::messages::{EventsReady, FinishChoice, FinishReason, Item, Outcome, Shutdown, StreamEnded, Usage};
+use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptStarted, Shutdown, StreamEnded, Usage};
 use super::outlet::OutletWriter;
 use super::request::RequestActor;
 use crate::base::clock;
@@ -34,7 +34,8 @@ pub struct StreamActor {
     pub(super) outlet: OutletWriter,
     pub(super) owner: Addr<RequestActor>,
     pub(super) lanes: Arc<Lanes>,
-    pub(super) cancel: CancelFlag,
+    /// One for each prompt.
+    pub(super) cancels: Arc<[CancelFlag]>,
     pub(super) limits: StreamLimits,
     /// Prompt `i` runs as request `first_request + i`.
     pub(super) first_request: RequestId,
@@ -64,7 +65,7 @@ impl StreamActor {
     fn abandon(&mut self, state: State) {
         if self.state == State::Open {
             self.state = state;
-            self.cancel.set();
+            self.cancels.iter().for_each(CancelFlag::set);
             self.lanes.wake_all();
         }
     }
@@ -73,9 +74,9 @@ impl StreamActor {
         let prompt = (request.0 - self.first_request.0) as usize;
         match event {
             Event::Started { queued_us, cached_tokens } => {
-                metrics().queue_wait.record(queued_us as f64 / 1e6);
+                metrics().queue_wait_s.record(queued_us as f64 / 1e6);
                 self.usage.cached_tokens += u64::from(cached_tokens);
-                let _ = self.owner.try_send(super::messages::PromptStarted { prompt });
+                let _ = self.owner.try_send(PromptStarted { prompt });
             }
             Event::Prompt(logprobs) => self.put(Item::Prompt { prompt, logprobs }),
             Event::Token { choice, sampled } => {
@@ -87,7 +88,9 @@ impl StreamActor {
                 entry.clock_token(now, self.began_us);
                 if let Some(delta) = entry.push(index, sampled, ends) {
                     if delta.finish.is_some() {
-                        self.lanes.finish_choice(FinishChoice { request, choice });
+                        // A stop string: the lane drops the choice without a word, before its next step.
+                        entry.released = true;
+                        self.cancels[prompt].finish_choice(choice);
                     }
                     self.put(Item::Delta(delta));
                 }

@@ -6,6 +6,7 @@ mod config;
 mod form;
 pub mod job;
 mod lane;
+pub mod affinity;
 mod place;
 pub mod plan;
 mod queue;

@@ -1,0 +1,90 @@
+//! What a request needs from the rest of the process, in one place: made by `app`, shared by every HTTP worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix::Addr;
+use dashmap::DashMap;
+use tokio::sync::Semaphore;
+
+use super::auth::AuthActor;
+use super::lanes::Lanes;
+use super::messages::Shutdown;
+use super::quota::QuotaActor;
+use super::request::RequestActor;
+use super::stream::StreamLimits;
+use crate::gate::admission::Admission;
+use crate::model::served::ServedModel;
+
+pub struct Services {
+    pub model: Arc<ServedModel>,
+    pub lanes: Arc<Lanes>,
+    pub admission: Arc<Admission>,
+    pub auth: Addr<AuthActor>,
+    pub quota: Addr<QuotaActor>,
+    /// As many preparations at once as there are tokenizer threads.
+    pub prepare_turns: Semaphore,
+    pub stream_limits: StreamLimits,
+    pub timeouts: Timeouts,
+    pub live: LiveRequests,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    pub default_deadline: Option<Duration>,
+    pub max_deadline: Duration,
+    pub heartbeat: Duration,
+    /// A step that takes longer makes the server not ready.
+    pub max_step: Duration,
+}
+
+/// Names a live request within the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LiveId(u64);
+
+/// Every request actor alive, so that a drain can wait for them and then end them.
+#[derive(Default)]
+pub struct LiveRequests {
+    next: AtomicU64,
+    requests: DashMap<LiveId, Addr<RequestActor>>,
+    draining: AtomicBool,
+}
+
+impl LiveRequests {
+    pub fn next_id(&self) -> LiveId {
+        LiveId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn enter(&self, id: LiveId, address: Addr<RequestActor>) {
+        self.requests.insert(id, address);
+    }
+
+    pub fn leave(&self, id: LiveId) {
+        self.requests.remove(&id);
+    }
+
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// From now on new requests are refused.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Ends every live request with an error event.
+    pub fn shut_down(&self) {
+        for request in &self.requests {
+            let _ = request.value().try_send(Shutdown);
+        }
+    }
+}

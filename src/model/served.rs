@@ -1,0 +1,38 @@
+//! A model as the API sees it: its name, its text side and its limits. Nothing of devices.
+
+use super::TokenId;
+use super::source::GenerationDefaults;
+use super::text::{ChatTemplate, Tokenizer};
+
+/// What requests are checked against and prepared with.
+pub struct ServedModel {
+    pub name: String,
+    pub tokenizer: Tokenizer,
+    pub chat_template: Option<ChatTemplate>,
+    pub bos_token: String,
+    pub eos_token: String,
+    pub vocab_size: usize,
+    /// Longest sequence, prompt and output: the model's or the configuration's.
+    pub max_model_len: usize,
+    /// Longest sequence that the KV memory of a lane holds; never more than `max_model_len`.
+    pub max_sequence_tokens: usize,
+    /// Sequences that run at once in a lane.
+    pub max_running: usize,
+    pub eos_tokens: std::sync::Arc<[TokenId]>,
+    /// What a request that leaves a sampling parameter out gets.
+    pub defaults: GenerationDefaults,
+    /// Seconds since 1970, for `GET /v1/models`.
+    pub created: u64,
+}
+
+impl ServedModel {
+    /// Tokens that a prompt leaves room for.
+    pub fn max_new_tokens(&self, prompt_tokens: usize) -> u32 {
+        u32::try_from(self.max_sequence_tokens.saturating_sub(prompt_tokens)).unwrap_or(u32::MAX)
+    }
+
+    /// `default` always works.
+    pub fn answers_to(&self, name: &str) -> bool {
+        name == self.name || name == "default"
+    }
+}
