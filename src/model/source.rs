@@ -28,6 +28,8 @@ pub struct ModelSource {
 #[derive(Debug, Clone, Default)]
 pub struct ChatSource {
     pub template: Option<String>,
+    /// A second template which the checkpoint wants used when tools are given.
+    pub tool_template: Option<String>,
     pub bos_token: String,
     pub eos_token: String,
 }

@@ -1,10 +1,79 @@
 //! From logits to a token: pure functions over `&mut [f32]`.
 //!
-//! Owns the order of the steps (penalties → bias → bans → temperature → top-k → top-p → min-p → draw) and the
-//! random numbers. Never knows about sequences, devices or text.
+//! Owns the order of the steps and the random numbers. Never knows about sequences, devices or text.
+//!
+//! The order: raw log-probabilities are recorded → repetition penalty → frequency and presence penalties →
+//! logit bias → bans → temperature → top-k → top-p → min-p → draw. The last five follow the order of the
+//! processors in Hugging Face transformers (`GenerationMixin._get_logits_processor`), so that the defaults of a
+//! checkpoint's `generation_config.json` mean here what they meant to its authors. vLLM applies min-p before
+//! top-p; the two differ only where both are set, and then by top-p's renormalisation alone.
+//!
+//! Not-a-number logits count as minus infinity. Where nothing can be drawn (every logit minus infinity, or
+//! banned), the token is 0: the caller's step goes on, and a broken model shows in its text, not in a panic.
 //!
 //! Invariant: the draw depends only on the logits and the [`SampleSpec`]; same seed and index, same token.
+//! Every sum has a fixed order, and `exp` is our own, so that holds on every machine.
 
+mod adjust;
+mod draw;
+mod exp;
+mod logprobs;
 mod params;
+mod philox;
+mod select;
+#[cfg(test)]
+mod tests;
 
+pub use logprobs::token_logprobs;
 pub use params::{History, SampleSpec, Sampled, SamplingParams, TokenLogprobs};
+pub use philox::{philox4x32, uniform};
+
+use crate::model::TokenId;
+
+/// Buffers that one thread keeps between draws; they grow to the vocabulary's size once.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    adjust: adjust::Seen,
+    draw: draw::Candidates,
+    raw: Vec<f32>,
+}
+
+/// Draws one token from `logits` (`[vocab]`, which penalties, bias and bans may change in place).
+pub fn sample(logits: &mut [f32], spec: &SampleSpec, scratch: &mut Scratch) -> Sampled {
+    let params = &*spec.params;
+    scratch.raw.clear();
+    if params.logprobs.is_some() {
+        scratch.raw.extend_from_slice(logits);
+    }
+    adjust::adjust(logits, spec, &mut scratch.adjust);
+    let token = if params.temperature > 0.0 {
+        let u = uniform(params.seed, spec.choice, spec.index);
+        draw::draw(logits, params, u, &mut scratch.draw)
+    } else {
+        argmax(logits).0
+    };
+    let logprobs = params.logprobs.map(|top| token_logprobs(&scratch.raw, token, top as usize));
+    Sampled { token, logprobs }
+}
+
+/// The largest logit and the lowest token that has it; `(0, -inf)` where there is no larger one.
+fn argmax(logits: &[f32]) -> (TokenId, f32) {
+    // Two passes, because a maximum alone is a loop that vectorises, and so is a search.
+    let max = maximum(logits);
+    let at = logits.iter().position(|&x| x == max).unwrap_or(0);
+    (at as TokenId, max)
+}
+
+/// The largest logit, not-a-numbers apart; minus infinity where there is none.
+fn maximum(logits: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
+}

@@ -88,10 +88,12 @@ pub fn load(
             problems.push(format!("{origin}: {}", unknown(&path)));
             continue;
         };
-        if let Err(Allowed(what)) = (key.set)(&mut config, &value) {
-            problems.push(format!("{origin}: {path} is {}, but must be {what}", value.shown()));
+        match (key.set)(&mut config, &value) {
+            Ok(()) => _ = origins.insert(key.path, origin),
+            Err(Allowed(what)) => {
+                problems.push(format!("{origin}: {path} is {}, but must be {what}", value.shown()));
+            }
         }
-        origins.insert(key.path, origin);
     }
     check_pairs(&config, &origins, &mut problems);
 

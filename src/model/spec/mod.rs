@@ -6,6 +6,17 @@
 //! Invariant: a `Spec` that exists is consistent (heads divide, rope tables cover the head, every
 //! layer's rope index is valid); the parsers refuse everything else, naming the field.
 
+mod config;
+mod error;
+mod family;
+mod fields;
+mod layers;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use error::SpecError;
+
 /// Everything the decoder needs to know about a model, in plain numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -16,7 +27,8 @@ pub struct Spec {
     pub num_heads: usize,
     pub num_kv_heads: usize,
     pub head_dim: usize,
-    /// Longest sequence the model was made for (`max_position_embeddings`, scaled rope included).
+    /// Longest sequence: the context length asked for, else what the model was made for (`max_position_embeddings`,
+    /// and what yarn or longrope make of it).
     pub max_positions: usize,
     pub layers: Vec<LayerSpec>,
     /// Rotary tables, referred to by [`LayerSpec::rope`].

@@ -2,6 +2,15 @@
 //!
 //! Owns the bytes (memory maps or dequantised buffers) and their names. Never knows what a tensor is for.
 
+mod bind;
+mod error;
+pub mod safetensors;
+#[cfg(test)]
+mod tests;
+
+pub use bind::{LayerTensors, MlpTensors, ModelTensors, NormTensors, bind};
+pub use error::WeightsError;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -37,6 +46,13 @@ pub struct Tensor {
     range: Range<usize>,
 }
 
+/// A buffer that a loader filled itself.
+impl Bytes for Vec<u8> {
+    fn as_bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 impl Tensor {
     /// Panics when `range` does not hold exactly `shape` elements: callers check untrusted headers first.
     pub fn new(name: Arc<str>, dtype: Dtype, shape: Vec<usize>, bytes: Arc<dyn Bytes>, range: Range<usize>) -> Self {
@@ -58,5 +74,33 @@ impl Tensor {
         let start = self.range.start + rows.start * row_bytes;
         let range = start..start + rows.len() * row_bytes;
         Tensor { name: self.name.clone(), dtype: self.dtype, shape, bytes: self.bytes.clone(), range }
+    }
+
+    /// Item `i` along the first dimension, without that dimension, sharing the bytes.
+    pub fn index(&self, i: usize) -> Tensor {
+        let mut item = self.rows(i..i + 1);
+        item.shape.remove(0);
+        item
+    }
+
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// All elements as float32, exactly.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let data = self.data();
+        match self.dtype {
+            Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => data.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::Bf16 => data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        }
+    }
+
+    /// The same tensor with float32 elements of its own.
+    pub fn widen(&self) -> Tensor {
+        let bytes: Vec<u8> = self.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
+        let range = 0..bytes.len();
+        Tensor::new(self.name.clone(), Dtype::F32, self.shape.clone(), Arc::new(bytes), range)
     }
 }

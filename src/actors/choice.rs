@@ -1,0 +1,70 @@
+//! One choice of a stream: from sampled tokens to text that may be shown.
+//!
+//! Pure: no actor, no clock. Text is held back while it could still become a stop string, and tokens (kept only when
+//! log-probabilities were asked for) travel with the text they led to.
+
+use super::messages::{Delta, FinishReason};
+use crate::base::metrics::metrics;
+use crate::model::text::{Detokenizer, StopMatcher};
+use crate::sample::{Sampled, TokenLogprobs};
+
+pub struct Choice {
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    tokens: Vec<TokenLogprobs>,
+    last_token_us: Option<u64>,
+    /// The text has ended; what still arrives was computed in vain and is dropped.
+    done: bool,
+    /// The lane has let go of it.
+    pub released: bool,
+}
+
+impl Choice {
+    pub fn new(detokenizer: Detokenizer, stops: StopMatcher) -> Self {
+        Self { detokenizer, stops, tokens: Vec::new(), last_token_us: None, done: false, released: false }
+    }
+
+    /// Records time to first token, then the time between tokens.
+    pub fn clock_token(&mut self, now_us: u64, began_us: u64) {
+        match self.last_token_us.replace(now_us) {
+            None => metrics().ttft.record(now_us.saturating_sub(began_us) as f64 / 1e6),
+            Some(last) => metrics().itl.record(now_us.saturating_sub(last) as f64 / 1e6),
+        }
+    }
+
+    /// Takes a token; `ends` says that it is a stop token, which has no text of its own. Returns what can be shown now.
+    pub fn push(&mut self, index: u32, sampled: Sampled, ends: bool) -> Option<Delta> {
+        if self.done {
+            return None;
+        }
+        self.tokens.extend(sampled.logprobs);
+        if ends {
+            return None;
+        }
+        let text = self.detokenizer.push(sampled.token);
+        let (text, hit) = self.stops.push(&text);
+        self.done = hit.is_some();
+        self.delta(index, text, hit.map(|_| FinishReason::Stop))
+    }
+
+    /// The lane ended it: flushes what was held back.
+    pub fn finish(&mut self, index: u32, reason: FinishReason) -> Option<Delta> {
+        if self.done {
+            return None;
+        }
+        self.done = true;
+        let rest = self.detokenizer.finish();
+        let (mut text, hit) = self.stops.push(&rest);
+        if hit.is_none() {
+            text.push_str(&self.stops.finish());
+        }
+        self.delta(index, text, Some(if hit.is_some() { FinishReason::Stop } else { reason }))
+    }
+
+    fn delta(&mut self, index: u32, text: String, finish: Option<FinishReason>) -> Option<Delta> {
+        if text.is_empty() && finish.is_none() {
+            return None;
+        }
+        Some(Delta { index, text, tokens: std::mem::take(&mut self.tokens), finish })
+    }
+}

@@ -1,0 +1,196 @@
+//! Every message that crosses an actor boundary. `actors.md` lists the same names; a test compares the two.
+//!
+//! Requests are imperative, events past tense. Nothing here knows HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Message;
+
+use super::events::Sink;
+use crate::base::error::Error;
+use crate::exec::ExecError;
+use crate::model::TokenId;
+use crate::sample::{SamplingParams, TokenLogprobs};
+use crate::sched::job::{Job, RequestId};
+use crate::sched::lane::LaneStats;
+use crate::sched::plan::{StepOutput, StepPlan, Tokens};
+
+// ── request ────────────────────────────────────────────────────────────────────────────────────────
+
+/// Runs on the preparation pool: chat template and tokenizer, which may take milliseconds.
+pub type Prepare = Box<dyn FnOnce() -> Result<Generation, Error> + Send>;
+
+/// To a request actor: prepare, reserve, place, submit. The answer comes when lanes have accepted every prompt.
+#[derive(Message)]
+#[rtype(result = "Result<Accepted, Error>")]
+pub struct Begin {
+    pub prepare: Prepare,
+    /// A short text is prepared on the spot: a hop to the pool would cost more than it saves.
+    pub input_bytes: usize,
+    pub timeout: Option<Duration>,
+}
+
+/// What there is to generate: one or more prompts with the same parameters.
+pub struct Generation {
+    pub prompts: Vec<Tokens>,
+    pub num_choices: u32,
+    pub params: Arc<SamplingParams>,
+    pub stop_tokens: Arc<[TokenId]>,
+    pub min_tokens: u32,
+    /// `None` generates to the end of the context.
+    pub max_tokens: Option<u32>,
+    pub stop_strings: Arc<[String]>,
+    pub include_stop: bool,
+    pub prompt_logprobs: Option<u8>,
+}
+
+/// The prompts as they were tokenised, for `echo` and for usage.
+pub struct Accepted {
+    pub prompts: Vec<Tokens>,
+}
+
+/// To a request actor from its stream: the last word, whatever happened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StreamEnded {
+    pub usage: Usage,
+    pub outcome: Outcome,
+}
+
+/// How a request ended; exactly one of these is counted for every accepted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// The client left or stalled.
+    Cancelled,
+    Failed,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+}
+
+// ── stream ─────────────────────────────────────────────────────────────────────────────────────────
+
+/// To a stream actor: its event queue has something. Sent once per batch of events, never per token.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EventsReady;
+
+/// To a stream actor: the server is going down; end with an error event.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shutdown;
+
+/// What a stream hands to the response body.
+#[derive(Debug)]
+pub enum Item {
+    /// Log-probabilities of prompt tokens of one prompt, in order.
+    Prompt { prompt: usize, logprobs: Vec<TokenLogprobs> },
+    Delta(Delta),
+    /// Last item of a good stream.
+    End(Usage),
+    /// Last item of a bad one.
+    Error(Error),
+}
+
+impl Item {
+    /// Rough size on the wire, for the bound on what may wait.
+    pub fn approx_bytes(&self) -> usize {
+        const ENVELOPE: usize = 200;
+        ENVELOPE
+            + match self {
+                Item::Delta(d) => d.text.len() + d.tokens.len() * (16 + d.tokens.first().map_or(0, |t| t.top.len() * 40)),
+                Item::Prompt { logprobs, .. } => logprobs.iter().map(|l| 16 + l.top.len() * 40).sum(),
+                Item::End(_) | Item::Error(_) => 0,
+            }
+    }
+}
+
+/// New text of one choice. Concatenated over a stream, the texts are the whole answer.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// `prompt index × n + choice`.
+    pub index: u32,
+    pub text: String,
+    /// The tokens behind the text, when log-probabilities were asked for.
+    pub tokens: Vec<TokenLogprobs>,
+    pub finish: Option<FinishReason>,
+}
+
+/// The field's two ways of ending well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    Stop,
+    Length,
+}
+
+impl FinishReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+// ── scheduler ──────────────────────────────────────────────────────────────────────────────────────
+
+/// To a scheduler: a job to run. Answered as soon as it is queued.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Submit(pub Job<Sink>);
+
+/// To every scheduler: the text side saw a stop string; whoever runs this choice frees it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct FinishChoice {
+    pub request: RequestId,
+    pub choice: u32,
+}
+
+/// To a scheduler: look again (a cancel flag was set, or there is something to steal). Losing one is harmless:
+/// flags are looked at on every step, and a lane with work never sleeps.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wake;
+
+/// A scheduler to itself: the mailbox is drained, plan a step.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Tick;
+
+/// To a scheduler: your numbers, and proof that you live.
+#[derive(Message)]
+#[rtype(result = "LaneReport")]
+pub struct Inspect;
+
+#[derive(Debug, Clone)]
+pub struct LaneReport {
+    pub stats: LaneStats,
+    /// Age of the step in flight.
+    pub step_age: Option<Duration>,
+    /// `free + cached + held == total` and every table consistent.
+    pub check: Result<(), String>,
+}
+
+// ── executor ───────────────────────────────────────────────────────────────────────────────────────
+
+/// To an executor: run this step to its end.
+#[derive(Message)]
+#[rtype(result = "Result<StepOutput, ExecError>")]
+pub struct RunStep(pub StepPlan);

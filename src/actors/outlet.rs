@@ -1,0 +1,116 @@
+//! The road from a stream actor to its HTTP response: a hand-over point on one thread.
+//!
+//! The actor puts [`Item`]s in, the response body takes them out; both live on the same HTTP worker, so this is
+//! `Rc` and `RefCell`, no lock. While the socket is behind, items wait here and their bytes are counted.
+//!
+//! Invariant: dropping the [`OutletReader`] (client gone, handler cancelled) is seen by the writer at once.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use super::messages::Item;
+
+/// Makes a connected pair.
+pub fn outlet() -> (OutletWriter, OutletReader) {
+    let shared = Rc::new(RefCell::new(Shared::default()));
+    (OutletWriter(shared.clone()), OutletReader(shared))
+}
+
+#[derive(Default)]
+struct Shared {
+    items: VecDeque<Item>,
+    bytes: usize,
+    taken: u64,
+    writer_gone: bool,
+    reader_gone: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+pub struct OutletWriter(Rc<RefCell<Shared>>);
+pub struct OutletReader(Rc<RefCell<Shared>>);
+
+impl OutletWriter {
+    /// Queues an item; false when nobody will read it.
+    pub fn put(&self, item: Item) -> bool {
+        let mut shared = self.0.borrow_mut();
+        if shared.reader_gone {
+            return false;
+        }
+        shared.bytes += item.approx_bytes();
+        shared.items.push_back(item);
+        if let Some(waker) = shared.reader.take() {
+            waker.wake();
+        }
+        true
+    }
+
+    pub fn is_reader_gone(&self) -> bool {
+        self.0.borrow().reader_gone
+    }
+
+    /// Bytes waiting, and how many items the reader has taken so far: together they tell a slow reader from a stuck one.
+    pub fn backlog(&self) -> (usize, u64) {
+        let shared = self.0.borrow();
+        (shared.bytes, shared.taken)
+    }
+
+    /// Resolves when the reader has been dropped.
+    pub fn reader_gone(&self) -> impl Future<Output = ()> + 'static {
+        let shared = self.0.clone();
+        poll_fn(move |cx| {
+            let mut shared = shared.borrow_mut();
+            if shared.reader_gone {
+                return Poll::Ready(());
+            }
+            shared.writer = Some(cx.waker().clone());
+            Poll::Pending
+        })
+    }
+}
+
+impl OutletReader {
+    /// The next item; `None` once the writer is gone and everything has been taken.
+    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Item>> {
+        let mut shared = self.0.borrow_mut();
+        if let Some(item) = shared.items.pop_front() {
+            shared.bytes -= item.approx_bytes();
+            shared.taken += 1;
+            return Poll::Ready(Some(item));
+        }
+        if shared.writer_gone {
+            return Poll::Ready(None);
+        }
+        shared.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    pub async fn next(&mut self) -> Option<Item> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+}
+
+impl Drop for OutletWriter {
+    fn drop(&mut self) {
+        let mut shared = self.0.borrow_mut();
+        shared.writer_gone = true;
+        if let Some(waker) = shared.reader.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for OutletReader {
+    fn drop(&mut self) {
+        let mut shared = self.0.borrow_mut();
+        shared.reader_gone = true;
+        shared.items.clear();
+        shared.bytes = 0;
+        if let Some(waker) = shared.writer.take() {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The request actor: one for each HTTP request, from admission to the last word.
+//!
+//! Owns the permit, the quota lease and the cancel flag, so that all of them are returned with it, whatever happens.
+//! Never looks at tokens or text.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix::fut::ActorFutureExt;
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
+use tracing::Instrument;
+
+use super::choice::Choice;
+use super::events::{EventQueue, Sink};
+use super::messages::{
+    Accepted, Begin, Generation, Outcome, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage,
+};
+use super::outlet::OutletWriter;
+use super::quota::{Lease, Reserve};
+use super::services::Services;
+use super::stream::{State, StreamActor};
+use crate::base::clock;
+use crate::base::error::Error;
+use crate::base::metrics::metrics;
+use crate::gate::admission::Permit;
+use crate::gate::auth::Principal;
+use crate::model::text::StopMatcher;
+use crate::sched::job::{Branch, CancelFlag, Job, RequestId, StopRules};
+use crate::sched::plan::Tokens;
+
+/// Texts up to this size are prepared on the HTTP worker: about the time that a hop to the pool and back takes.
+const PREPARE_INLINE_BYTES: usize = 512;
+
+pub struct RequestActor {
+    services: Arc<Services>,
+    principal: Arc<Principal>,
+    span: tracing::Span,
+    cancel: CancelFlag,
+    began_us: u64,
+    /// Until the stream takes it.
+    outlet: Option<OutletWriter>,
+    permit: Option<Permit>,
+    lease: Option<Lease>,
+    prompts: Vec<Tokens>,
+    stream: Option<Addr<StreamActor>>,
+    ended: Option<Outcome>,
+}
+
+impl RequestActor {
+    pub fn new(services: Arc<Services>, principal: Arc<Principal>, outlet: OutletWriter, span: tracing::Span) -> Self {
+        Self {
+            services,
+            principal,
+            span,
+            cancel: CancelFlag::default(),
+            began_us: clock::now_us(),
+            outlet: Some(outlet),
+            permit: None,
+            lease: None,
+            prompts: Vec::new(),
+            stream: None,
+            ended: None,
+        }
+    }
+
+    /// Everything is reserved: build the jobs and the stream that will hear from them.
+    fn launch(&mut self, admitted: Admitted, ctx: &mut Context<Self>) -> Launch {
+        let Admitted { generation, permit, lease, deadline_us } = admitted;
+        let queue = Arc::new(EventQueue::default());
+        let sink = Sink::new(queue.clone());
+        let first = RequestId(NEXT_REQUEST.fetch_add(generation.prompts.len() as u64, Ordering::Relaxed));
+        let jobs = generation
+            .prompts
+            .iter()
+            .enumerate()
+            .map(|(i, prompt)| self.job(RequestId(first.0 + i as u64), prompt, &generation, deadline_us, sink.clone()))
+            .collect();
+        let tokenizer = &self.services.model.tokenizer;
+        let choices = (0..generation.prompts.len() as u32 * generation.num_choices)
+            .map(|_| {
+                let stops = StopMatcher::new(&generation.stop_strings, generation.include_stop);
+                Choice::new(tokenizer.detokenizer(), stops)
+            })
+            .collect();
+        let prompt_tokens = generation.prompts.iter().map(|p| p.len() as u64).sum();
+        metrics().prompt_tokens.increment(prompt_tokens);
+        let stream = StreamActor {
+            queue,
+            outlet: self.outlet.take().expect("a request begins once"),
+            owner: ctx.address(),
+            lanes: self.services.lanes.clone(),
+            cancel: self.cancel.clone(),
+            limits: self.services.stream_limits,
+            first_request: first,
+            num_choices: generation.num_choices,
+            choices,
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            began_us: self.began_us,
+            state: State::Open,
+        };
+        self.stream = Some(stream.start());
+        (self.permit, self.lease) = (Some(permit), Some(lease));
+        self.prompts = generation.prompts;
+        Launch { jobs }
+    }
+
+    fn job(&self, id: RequestId, prompt: &Tokens, g: &Generation, deadline: Option<u64>, sink: Sink) -> Job<Sink> {
+        let room = (self.services.model.max_model_len - prompt.len()) as u32;
+        Job {
+            request: id,
+            sink,
+            prompt: prompt.clone(),
+            params: g.params.clone(),
+            stop: StopRules {
+                stop_tokens: g.stop_tokens.clone(),
+                min_tokens: g.min_tokens,
+                max_tokens: g.max_tokens.unwrap_or(room).min(room),
+            },
+            prompt_logprobs: g.prompt_logprobs,
+            salt: self.principal.salt,
+            arrived_at: clock::now_us(),
+            deadline,
+            cancel: self.cancel.clone(),
+            branches: (0..g.num_choices).map(|choice| Branch { choice, output: Vec::new() }).collect(),
+        }
+    }
+}
+
+/// Numbers are process-wide and never reused, so a late message cannot reach another request.
+static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
+
+struct Admitted {
+    generation: Generation,
+    permit: Permit,
+    lease: Lease,
+    deadline_us: Option<u64>,
+}
+
+struct Launch {
+    jobs: Vec<Job<Sink>>,
+}
+
+/// The way in: permit, preparation, checks against the model, quota. Holds what it has; an early return gives it back.
+async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin) -> Result<Admitted, Error> {
+    let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
+    let mut permit = services.admission.try_admit()?;
+    let generation = prepare(&services, begin.prepare, begin.input_bytes)
+        .instrument(tracing::debug_span!("prepare", bytes = begin.input_bytes))
+        .await?;
+    services.model.check(&generation)?;
+    let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
+    let tokens = generation.max_total_tokens(services.model.max_model_len);
+    let lease = services
+        .quota
+        .send(Reserve { principal, tokens })
+        .instrument(tracing::debug_span!("reserve", tokens))
+        .await
+        .map_err(Error::internal)??;
+    permit.queue_tokens(prompt_tokens)?;
+    Ok(Admitted { generation, permit, lease, deadline_us })
+}
+
+async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
+    if input_bytes <= PREPARE_INLINE_BYTES {
+        return prepare();
+    }
+    let _turn = services.prepare_turns.acquire().await.map_err(Error::internal)?;
+    actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)?
+}
+
+async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
+    for job in jobs {
+        let placed = services.lanes.place();
+        let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
+        let span = tracing::debug_span!("submit", lane, request = job.request.0);
+        address.send(Submit(job)).instrument(span).await.map_err(Error::internal)?;
+    }
+    Ok(())
+}
+
+impl Actor for RequestActor {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // A refused request ends here too, with nothing accepted; `ended` tells them apart.
+        self.cancel.set();
+        self.services.registry.leave(self.began_us);
+    }
+}
+
+impl Handler<Begin> for RequestActor {
+    type Result = ResponseActFuture<Self, Result<Accepted, Error>>;
+
+    fn handle(&mut self, begin: Begin, _: &mut Self::Context) -> Self::Result {
+        let admit = admit(self.services.clone(), self.principal.clone(), begin).instrument(self.span.clone());
+        let launched = admit.into_actor(self).map(|admitted, request, ctx| {
+            if request.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {
+                return Err(Error::cancelled());
+            }
+            Ok(request.launch(admitted?, ctx))
+        });
+        Box::pin(launched.then(|launched, request, _| {
+            let services = request.services.clone();
+            let span = request.span.clone();
+            async move { submit(services, launched?.jobs).await }
+                .instrument(span)
+                .into_actor(request)
+                .map(|result, request, ctx| match result {
+                    Ok(()) => Ok(Accepted { prompts: request.prompts.clone() }),
+                    Err(error) => {
+                        // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
+                        request.cancel.set();
+                        if request.stream.is_none() {
+                            ctx.stop();
+                        }
+                        Err(error)
+                    }
+                })
+        }))
+    }
+}
+
+impl Handler<PromptStarted> for RequestActor {
+    type Result = ();
+
+    fn handle(&mut self, started: PromptStarted, _: &mut Self::Context) {
+        if let (Some(permit), Some(prompt)) = (&mut self.permit, self.prompts.get(started.prompt)) {
+            permit.dequeue_tokens(prompt.len());
+        }
+    }
+}
+
+impl Handler<StreamEnded> for RequestActor {
+    type Result = ();
+
+    fn handle(&mut self, ended: StreamEnded, ctx: &mut Self::Context) {
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = ended.usage;
+        if let Some(lease) = self.lease.take() {
+            lease.settle(prompt_tokens + completion_tokens);
+        }
+        let m = metrics();
+        m.generated_tokens.increment(completion_tokens);
+        m.cached_prompt_tokens.increment(cached_tokens);
+        m.finished(ended.outcome.as_str());
+        let elapsed = Duration::from_micros(clock::now_us() - self.began_us);
+        self.span.in_scope(|| {
+            tracing::info!(
+                tenant = &*self.principal.tenant,
+                outcome = ended.outcome.as_str(),
+                prompt_tokens,
+                cached_tokens,
+                completion_tokens,
+                elapsed_ms = elapsed.as_millis() as u64,
+                "request ended"
+            );
+        });
+        self.ended = Some(ended.outcome);
+        ctx.stop();
+    }
+}
+
+impl Handler<Shutdown> for RequestActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Shutdown, _: &mut Self::Context) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.try_send(Shutdown);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The stream actor: tokens of one request in, text of its choices out.
+//!
+//! Owns detokenisers, stop-string matchers and the outlet to the response. Never knows JSON, SSE or money.
+//!
+//! Invariant: it lives until every choice has finished in its lane, also when the client is long gone, because the
+//! permit that bounds the lanes' queues is returned only after it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFuture};
+use actix::fut::ActorFutureExt;
+
+use super::choice::Choice;
+use super::events::EventQueue;
+use super::lanes::Lanes;
+use super::messages::{EventsReady, FinishChoice, FinishReason, Item, Outcome, Shutdown, StreamEnded, Usage};
+use super::outlet::OutletWriter;
+use super::request::RequestActor;
+use crate::base::clock;
+use crate::base::error::Error;
+use crate::base::metrics::metrics;
+use crate::sched::job::{CancelFlag, Event, Finish, RequestId};
+
+/// What a slow reader may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamLimits {
+    pub stall_timeout: Duration,
+    pub max_buffer_bytes: usize,
+}
+
+pub struct StreamActor {
+    pub(super) queue: Arc<EventQueue>,
+    pub(super) outlet: OutletWriter,
+    pub(super) owner: Addr<RequestActor>,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) cancel: CancelFlag,
+    pub(super) limits: StreamLimits,
+    /// Prompt `i` runs as request `first_request + i`.
+    pub(super) first_request: RequestId,
+    pub(super) num_choices: u32,
+    pub(super) choices: Vec<Choice>,
+    pub(super) usage: Usage,
+    pub(super) began_us: u64,
+    pub(super) state: State,
+}
+
+/// Where the stream is with its client.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum State {
+    Open,
+    /// Nobody reads any more; the lanes are letting go.
+    Left,
+    /// This error ends the stream once the lanes have let go.
+    Failing(Error),
+}
+
+impl StreamActor {
+    fn unfinished(&self) -> bool {
+        self.choices.iter().any(|c| !c.released)
+    }
+
+    /// Stops the work behind the stream; the actor itself stays until the lanes confirm.
+    fn abandon(&mut self, state: State) {
+        if self.state == State::Open {
+            self.state = state;
+            self.cancel.set();
+            self.lanes.wake_all();
+        }
+    }
+
+    fn on_event(&mut self, request: RequestId, event: Event, next: Option<&Event>) {
+        let prompt = (request.0 - self.first_request.0) as usize;
+        match event {
+            Event::Started { queued_us, cached_tokens } => {
+                metrics().queue_wait.record(queued_us as f64 / 1e6);
+                self.usage.cached_tokens += u64::from(cached_tokens);
+                let _ = self.owner.try_send(super::messages::PromptStarted { prompt });
+            }
+            Event::Prompt(logprobs) => self.put(Item::Prompt { prompt, logprobs }),
+            Event::Token { choice, sampled } => {
+                let ends = matches!(next, Some(Event::Finished { choice: c, finish: Finish::Stop }) if *c == choice);
+                self.usage.completion_tokens += 1;
+                let index = prompt as u32 * self.num_choices + choice;
+                let now = clock::now_us();
+                let entry = &mut self.choices[index as usize];
+                entry.clock_token(now, self.began_us);
+                if let Some(delta) = entry.push(index, sampled, ends) {
+                    if delta.finish.is_some() {
+                        self.lanes.finish_choice(FinishChoice { request, choice });
+                    }
+                    self.put(Item::Delta(delta));
+                }
+            }
+            Event::Finished { choice, finish } => self.on_finished(prompt as u32 * self.num_choices + choice, finish),
+        }
+    }
+
+    fn on_finished(&mut self, index: u32, finish: Finish) {
+        let choice = &mut self.choices[index as usize];
+        choice.released = true;
+        let reason = match finish {
+            Finish::Stop => FinishReason::Stop,
+            Finish::Length => FinishReason::Length,
+            // The text side ended this choice itself, or is ending the request.
+            Finish::Cancelled => return,
+            Finish::DeadlineExceeded => {
+                let error = Error::deadline_exceeded("the request's deadline passed before it was finished");
+                return self.abandon(State::Failing(error));
+            }
+            Finish::Failed(reason) => return self.abandon(State::Failing(Error::internal(reason))),
+        };
+        if let Some(delta) = choice.finish(index, reason) {
+            self.put(Item::Delta(delta));
+        }
+    }
+
+    fn put(&mut self, item: Item) {
+        if self.state != State::Open {
+            return;
+        }
+        if !self.outlet.put(item) {
+            self.abandon(State::Left);
+        } else if self.outlet.backlog().0 > self.limits.max_buffer_bytes {
+            self.cut("the buffer is full");
+        }
+    }
+
+    /// Gives up on a reader that does not read.
+    fn cut(&mut self, why: &'static str) {
+        tracing::info!(request = self.first_request.0, why, "cut a stalled reader");
+        metrics().stream_stalls.increment(1);
+        self.outlet.cut();
+        self.abandon(State::Left);
+    }
+
+    /// A reader that had something to take and took nothing for the whole interval is cut.
+    fn watch_reader(&self, ctx: &mut Context<Self>) {
+        let mut taken_before = None;
+        ctx.run_interval(self.limits.stall_timeout, move |stream, _| {
+            let (bytes, taken) = stream.outlet.backlog();
+            if bytes > 0 && taken_before == Some(taken) {
+                stream.cut("nothing was read for server.stall_timeout_s");
+            }
+            taken_before = (bytes > 0).then_some(taken);
+        });
+    }
+
+    fn end(&mut self, ctx: &mut Context<Self>) {
+        let outcome = match std::mem::replace(&mut self.state, State::Left) {
+            State::Open => {
+                self.outlet.put(Item::End(self.usage));
+                Outcome::Done
+            }
+            State::Left => Outcome::Cancelled,
+            State::Failing(error) => {
+                if let Some(internal) = &error.internal {
+                    tracing::error!(request = self.first_request.0, internal, "the request failed");
+                }
+                self.outlet.put(Item::Error(error));
+                Outcome::Failed
+            }
+        };
+        // The owner waits for nothing else, so its mailbox is empty but for this.
+        let _ = self.owner.try_send(StreamEnded { usage: self.usage, outcome });
+        ctx.stop();
+    }
+}
+
+impl Actor for StreamActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        metrics().streams_open.increment(1.0);
+        let gone = self.outlet.reader_gone();
+        ctx.spawn(gone.into_actor(self).map(|(), stream, _| stream.abandon(State::Left)));
+        self.watch_reader(ctx);
+        self.queue.attach(ctx.address().recipient());
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        metrics().streams_open.decrement(1.0);
+    }
+}
+
+impl Handler<EventsReady> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
+        let batch = self.queue.take();
+        let mut events = batch.events.into_iter().peekable();
+        while let Some((request, event)) = events.next() {
+            let next = events.peek().filter(|(r, _)| *r == request).map(|(_, e)| e).cloned();
+            self.on_event(request, event, next.as_ref());
+        }
+        if batch.closed && self.unfinished() {
+            self.abandon(State::Failing(Error::internal("the lane died with the request")));
+            self.choices.iter_mut().for_each(|c| c.released = true);
+        }
+        if !self.unfinished() {
+            self.end(ctx);
+        }
+    }
+}
+
+impl Handler<Shutdown> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Shutdown, _: &mut Self::Context) {
+        self.abandon(State::Failing(Error::draining(1)));
+    }
+}

@@ -1,0 +1,188 @@
+//! The forward pass: one, for every architecture and every device.
+//!
+//! Owns the order of operations. Never knows how a device computes one, nor which sequence a row belongs to.
+//!
+//! Invariant: what is computed for a row depends on the [`Batch`] only through that row's own sequence (see the
+//! contract of [`Ops`]).
+
+mod load;
+
+pub use load::Progress;
+
+use std::sync::Arc;
+
+use super::ops::{Attention, Batch, MoeWeights, Ops, QkNormWeights};
+use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
+
+/// A model on a device: shared weights, and activations of its own.
+pub struct Decoder<O: Ops> {
+    weights: Arc<Weights<O>>,
+    scratch: Scratch<O>,
+}
+
+/// Immutable after loading; lanes of one device share it.
+struct Weights<O: Ops> {
+    spec: Spec,
+    /// `[vocab, hidden]`
+    embedding: O::Matrix,
+    layers: Vec<Layer<O>>,
+    /// `[hidden]`
+    final_norm: O::Vector,
+    /// `None` where the embedding serves.
+    head: Option<O::Matrix>,
+    /// As [`Spec::ropes`].
+    ropes: Vec<O::Rope>,
+}
+
+struct Layer<O: Ops> {
+    before_attention: Option<O::Vector>,
+    after_attention: Option<O::Vector>,
+    before_mlp: Option<O::Vector>,
+    after_mlp: Option<O::Vector>,
+    /// `[qkv_width, hidden]`
+    qkv: O::Matrix,
+    qkv_bias: Option<O::Vector>,
+    qk_norm: Option<(O::Vector, O::Vector)>,
+    /// `[hidden, q_width]`
+    o: O::Matrix,
+    o_bias: Option<O::Vector>,
+    mlp: Mlp<O>,
+}
+
+enum Mlp<O: Ops> {
+    /// `[2 * intermediate, hidden]` and `[hidden, intermediate]`.
+    Dense {
+        gate_up: O::Matrix,
+        gate_up_bias: Option<O::Vector>,
+        down: O::Matrix,
+        down_bias: Option<O::Vector>,
+    },
+    Moe(MoeWeights<O::Matrix>),
+}
+
+/// Activations, kept between steps so that a step allocates nothing.
+struct Scratch<O: Ops> {
+    /// The residual stream, `[rows, hidden]`.
+    stream: O::Rows,
+    normed: O::Rows,
+    qkv: O::Rows,
+    attended: O::Rows,
+    gate_up: O::Rows,
+    gated: O::Rows,
+    /// What a block adds to the stream.
+    delta: O::Rows,
+    /// Rows whose logits are wanted.
+    last: O::Rows,
+    logits: O::Rows,
+}
+
+impl<O: Ops> Scratch<O> {
+    fn new(ops: &mut O) -> Self {
+        Self {
+            stream: ops.new_rows(),
+            normed: ops.new_rows(),
+            qkv: ops.new_rows(),
+            attended: ops.new_rows(),
+            gate_up: ops.new_rows(),
+            gated: ops.new_rows(),
+            delta: ops.new_rows(),
+            last: ops.new_rows(),
+            logits: ops.new_rows(),
+        }
+    }
+}
+
+impl<O: Ops> Decoder<O> {
+    pub fn spec(&self) -> &Spec {
+        &self.weights.spec
+    }
+
+    /// Another decoder over the same weights, for another lane of the same device.
+    pub fn share(&self, ops: &mut O) -> Self {
+        Self { weights: self.weights.clone(), scratch: Scratch::new(ops) }
+    }
+
+    /// Runs one step and returns the logits of [`Batch::logit_rows`], `[logit_rows, vocab]`. K and V of every row are
+    /// in the cache afterwards.
+    pub fn forward<'a>(&'a mut self, ops: &'a mut O, batch: &Batch) -> &'a [f32] {
+        let Self { weights, scratch } = self;
+        let spec = &weights.spec;
+        ops.embed(batch, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
+        for (i, layer) in weights.layers.iter().enumerate() {
+            weights.attention(ops, batch, i, scratch);
+            weights.mlp(ops, layer, &spec.layers[i], scratch);
+        }
+        if batch.logit_rows.is_empty() {
+            return &[];
+        }
+        ops.gather_rows(&scratch.stream, &batch.logit_rows, &mut scratch.last);
+        ops.rms_norm_in_place(&mut scratch.last, &weights.final_norm, spec.norm_eps);
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        ops.matmul(&scratch.last, head, None, &mut scratch.logits);
+        if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
+            ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
+        }
+        ops.read(&scratch.logits)
+    }
+}
+
+impl<O: Ops> Weights<O> {
+    fn attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+        let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
+        let Scratch { stream, normed, qkv, attended, delta, .. } = scratch;
+        let input = match &layer.before_attention {
+            Some(weight) => {
+                ops.rms_norm(stream, weight, eps, normed);
+                &*normed
+            }
+            None => &*stream,
+        };
+        ops.matmul(input, &layer.qkv, layer.qkv_bias.as_ref(), qkv);
+        let attention = Attention {
+            num_heads: spec.num_heads,
+            num_kv_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+            scale: spec.attention_scale,
+            softcap: spec.attention_softcap,
+            window: spec.layers[index].window,
+        };
+        let norm = match (&layer.qk_norm, spec.qk_norm) {
+            (Some((q, k)), QkNorm::PerHead) => QkNormWeights::PerHead { q, k, eps },
+            (Some((q, k)), QkNorm::WholeRow) => QkNormWeights::WholeRow { q, k, eps },
+            _ => QkNormWeights::None,
+        };
+        let rope = spec.layers[index].rope.map(|i| &self.ropes[i]);
+        ops.rotate_and_store(batch, index, &attention, norm, rope, qkv);
+        ops.attend(batch, index, &attention, qkv, attended);
+        ops.matmul(attended, &layer.o, layer.o_bias.as_ref(), delta);
+        if let Some(weight) = &layer.after_attention {
+            ops.rms_norm_in_place(delta, weight, eps);
+        }
+        ops.add_scaled(stream, delta, spec.residual_scale);
+    }
+
+    fn mlp(&self, ops: &mut O, layer: &Layer<O>, layer_spec: &LayerSpec, scratch: &mut Scratch<O>) {
+        let (spec, eps) = (&self.spec, self.spec.norm_eps);
+        let Scratch { stream, normed, gate_up, gated, delta, .. } = scratch;
+        let input = match &layer.before_mlp {
+            Some(weight) => {
+                ops.rms_norm(stream, weight, eps, normed);
+                &*normed
+            }
+            None => &*stream,
+        };
+        match (&layer.mlp, &layer_spec.mlp) {
+            (Mlp::Moe(weights), MlpSpec::Moe(moe)) => ops.moe(input, weights, moe, spec.activation, delta),
+            (Mlp::Dense { gate_up: up, gate_up_bias, down, down_bias }, _) => {
+                ops.matmul(input, up, gate_up_bias.as_ref(), gate_up);
+                ops.gated_activation(gate_up, spec.activation, gated);
+                ops.matmul(gated, down, down_bias.as_ref(), delta);
+            }
+            (Mlp::Moe(_), MlpSpec::Dense { .. }) => unreachable!("layers are loaded as their spec says"),
+        }
+        if let Some(weight) = &layer.after_mlp {
+            ops.rms_norm_in_place(delta, weight, eps);
+        }
+        ops.add_scaled(stream, delta, spec.residual_scale);
+    }
+}
