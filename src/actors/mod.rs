@@ -1,6 +1,17 @@
-//! Layer 4: thin shells that give the pure cores an address, a clock and neighbours.
+//! Layer 4: thin actor shells around pure cores. `actors.md` tells who they are and what they say to each other.
 //!
-//! Never decides anything itself: what to do comes from a core as a value.
+//! An actor gives its core time, addresses and a thread; every decision is the core's.
 
 pub mod auth;
+mod choice;
+pub mod events;
+pub mod executor;
+pub mod lanes;
+pub mod messages;
+pub mod outlet;
 pub mod quota;
+pub mod request;
+pub mod scheduler;
+pub mod services;
+pub mod stream;
+pub mod supervisor;

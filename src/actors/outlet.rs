@@ -28,6 +28,7 @@ struct Shared {
     reader_gone: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    on_cut: Option<Box<dyn FnOnce()>>,
 }
 
 pub struct OutletWriter(Rc<RefCell<Shared>>);
@@ -58,6 +59,15 @@ impl OutletWriter {
         (shared.bytes, shared.taken)
     }
 
+    /// Gives up on the reader, which does not read: a body that is not polled cannot end itself, so whoever built it
+    /// says how its connection is closed ([`OutletReader::on_cut`]).
+    pub fn cut(&self) {
+        let on_cut = self.0.borrow_mut().on_cut.take();
+        if let Some(on_cut) = on_cut {
+            on_cut();
+        }
+    }
+
     /// Resolves when the reader has been dropped.
     pub fn reader_gone(&self) -> impl Future<Output = ()> + 'static {
         let shared = self.0.clone();
@@ -86,6 +96,10 @@ impl OutletReader {
         }
         shared.reader = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    pub fn on_cut(&mut self, close: impl FnOnce() + 'static) {
+        self.0.borrow_mut().on_cut = Some(Box::new(close));
     }
 
     pub async fn next(&mut self) -> Option<Item> {

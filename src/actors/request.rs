@@ -154,7 +154,7 @@ async fn admit(services: Arc<Services>, principal: Principal, begin: Begin) -> R
         .await?;
     check(&services, &generation)?;
     let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
-    let tokens = reservation(&services, &generation);
+    let tokens = reservation(&services, &principal, &generation);
     let lease = services
         .quota
         .send(Reserve { principal, tokens })
@@ -167,19 +167,17 @@ async fn admit(services: Arc<Services>, principal: Principal, begin: Begin) -> R
 
 /// Refuses what could never run, before it costs anything.
 fn check(services: &Services, generation: &Generation) -> Result<(), Error> {
-    for (index, prompt) in generation.prompts.iter().enumerate() {
-        services.model.fits(prompt.len(), generation.num_choices as usize).map_err(|e| {
-            let which = if generation.prompts.len() > 1 { format!("prompt {index}: ") } else { String::new() };
-            e.into_error(&which)
-        })?;
-    }
-    Ok(())
+    generation
+        .prompts
+        .iter()
+        .try_for_each(|prompt| services.model.fits(prompt.len(), generation.max_tokens, generation.num_choices))
 }
 
-fn reservation(services: &Services, generation: &Generation) -> u64 {
+fn reservation(services: &Services, principal: &Principal, generation: &Generation) -> u64 {
     let one = |prompt: &Tokens| {
-        let room = services.model.max_new_tokens(prompt.len());
-        tokens_to_reserve(prompt.len() as u64, generation.num_choices, generation.max_tokens, room)
+        let (len, max) = (prompt.len() as u64, generation.max_tokens.map(u64::from));
+        let room = u64::from(services.model.max_new_tokens(prompt.len()));
+        tokens_to_reserve(len, u64::from(generation.num_choices), max, room, &principal.limits)
     };
     generation.prompts.iter().map(one).sum()
 }
@@ -194,7 +192,7 @@ async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> R
 
 async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
     for job in jobs {
-        let placed = services.lanes.place();
+        let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
         let span = tracing::debug_span!("submit", lane, request = job.request.0);
         address.send(Submit(job)).instrument(span).await.map_err(Error::internal)?;

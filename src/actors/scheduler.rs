@@ -103,12 +103,11 @@ impl SchedulerActor {
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record(started.elapsed().as_secs_f64());
         }
-        let now = clock::now_us();
         deliver(match outcome {
-            Ok(output) => self.lane.complete(output, now),
+            Ok(output) => self.lane.complete(output),
             Err(error) => {
                 tracing::error!(lane = self.index, error, "a step failed");
-                self.lane.fail(&error, now)
+                self.lane.fail(&error)
             }
         });
         self.tick_soon(ctx);

@@ -1,4 +1,5 @@
-//! Layer 3: who may come in, and how much they may take. Pure: takes `now`, answers with values.
+//! Layer 3: who may come in, and how much they may take. Auth and quota are pure (they take `now` and answer with
+//! values); admission is a pair of counters behind a lock.
 //!
 //! Owns keys' format and hashes, the memory of keys that were looked up, and the ledger of quotas. Never knows about
 //! actors, HTTP, or how a key is kept beyond its row.
@@ -6,6 +7,7 @@
 //! Invariant: a secret never leaves [`key::Secret`] by way of a log line or an error; what is reserved is settled
 //! exactly once.
 
+pub mod admission;
 pub mod auth;
 pub mod key;
 pub mod quota;

@@ -1,6 +1,7 @@
 //! A model as the API sees it: its name, its text side and its limits. Nothing of devices.
 
 use super::TokenId;
+use crate::base::error::Error;
 use super::source::GenerationDefaults;
 use super::text::{ChatTemplate, Tokenizer};
 
@@ -29,6 +30,27 @@ impl ServedModel {
     /// Tokens that a prompt leaves room for.
     pub fn max_new_tokens(&self, prompt_tokens: usize) -> u32 {
         u32::try_from(self.max_sequence_tokens.saturating_sub(prompt_tokens)).unwrap_or(u32::MAX)
+    }
+
+    /// Refuses a prompt that could never run, naming both numbers.
+    pub fn fits(&self, prompt_tokens: usize, max_tokens: Option<u32>, num_choices: u32) -> Result<(), Error> {
+        if prompt_tokens == 0 {
+            return Err(Error::invalid("prompt", "the prompt has no tokens; send at least one"));
+        }
+        let (output, limit) = (max_tokens.unwrap_or(1).max(1) as usize, self.max_sequence_tokens);
+        if prompt_tokens + output > limit {
+            let of = if limit < self.max_model_len { "the KV cache holds" } else { "the model's context is" };
+            let message = format!(
+                "{of} {limit} tokens, but the prompt has {prompt_tokens} and {output} are wanted at least; shorten \
+                 the prompt or lower max_tokens"
+            );
+            return Err(Error::context_length("prompt", message));
+        }
+        if num_choices as usize > self.max_running {
+            let message = format!("{num_choices} choices are more than run at once here ({})", self.max_running);
+            return Err(Error::invalid("n", message));
+        }
+        Ok(())
     }
 
     /// `default` always works.
