@@ -29,6 +29,11 @@ pub enum Command {
     /// Reads one message from each line of standard input and prints the answers as they come. Ctrl-C ends the answer,
     /// a second one (or the end of input) the chat.
     Chat(ChatArgs),
+    /// Print the prompt text that a chat request becomes
+    ///
+    /// With --model, messages are prepared as the server does it; with --chat-template they reach the template as they
+    /// are.
+    Render(RenderArgs),
 }
 
 /// Where the configuration comes from.
@@ -102,7 +107,7 @@ pub struct ChatArgs {
 /// Exactly one of the two says where the template is.
 #[derive(Debug, Clone, Args)]
 pub struct RenderArgs {
-    /// Checkpoint folder or .gguf file that carries the template
+    /// Checkpoint folder that carries the template
     #[arg(long, value_name = "PATH", required_unless_present = "chat_template", conflicts_with = "chat_template")]
     pub model: Option<PathBuf>,
     /// The template itself (Jinja)

@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod chat;
+pub mod render;
 mod settings;
 
 use clap::Parser;
@@ -62,6 +63,7 @@ pub fn run() -> u8 {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Chat(args) => chat::run(args),
+        Command::Render(args) => render::run(args),
     }
 }
 
