@@ -1,0 +1,114 @@
+//! What every request passes: an id, the door, the clock, the error's last form.
+//!
+//! Default is shut: a route is open only if it is listed in [`is_open`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use actix_web::middleware::Next;
+use actix_web::{HttpMessage, HttpRequest, web};
+
+use super::error::{ApiError, response};
+use crate::actors::auth::Authenticate;
+use crate::actors::services::Services;
+use crate::base::error::Error;
+use crate::base::id;
+use crate::base::metrics::metrics;
+use crate::gate::auth::Principal;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request: the client's `X-Request-Id` when it is well formed, else ours.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// Who sent the request, as the auth actor found.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Principal);
+
+/// Whether `/metrics` answers without a key.
+#[derive(Debug, Clone, Copy)]
+pub struct MetricsOpen(pub bool);
+
+/// The outermost layer: gives an id, measures, and puts the id into whatever leaves.
+pub async fn identify(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let began = Instant::now();
+    let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
+    let request_id = RequestId(id::request_id(given).into());
+    request.extensions_mut().insert(request_id.clone());
+    let http = request.request().clone();
+    let mut answer = match next.call(request).await {
+        Ok(answer) => answer.map_into_boxed_body(),
+        Err(error) => ServiceResponse::from_err(error, http),
+    };
+    if let Some(error) = answer.response().error() {
+        let error = external(error);
+        if let Some(internal) = &error.internal {
+            tracing::error!(request_id = &*request_id.0, internal, "the request failed");
+        }
+        answer = answer.into_response(response(&error, &request_id.0));
+    }
+    let value = HeaderValue::from_str(&request_id.0).expect("ids are checked for legal characters");
+    answer.headers_mut().insert(REQUEST_ID, value);
+    metrics().request_done(route(answer.request()), answer.status().as_u16(), began.elapsed().as_secs_f64());
+    Ok(answer)
+}
+
+/// The error in our form; actix's own (a body that is too large, a path that cannot be decoded) are translated.
+fn external(error: &actix_web::Error) -> Error {
+    if let Some(ApiError(error)) = error.as_error::<ApiError>() {
+        return error.clone();
+    }
+    let status = error.as_response_error().status_code();
+    match status.as_u16() {
+        404 => Error::not_found("no such route"),
+        400..=499 => Error::invalid_request(error.to_string()),
+        _ => Error::internal(error),
+    }
+}
+
+/// The pattern of the route, so that made-up paths cannot fill the metrics.
+fn route(request: &HttpRequest) -> &'static str {
+    let pattern = request.match_pattern();
+    super::ROUTES.iter().find(|r| Some(**r) == pattern.as_deref()).copied().unwrap_or("unknown")
+}
+
+/// The door: everything but health (and metrics, where configured) needs a principal.
+pub async fn authenticate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let metrics_open = request.app_data::<web::Data<MetricsOpen>>().is_some_and(|open| open.0);
+    if !is_open(request.path(), metrics_open) {
+        let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
+        let secret = bearer(&request).map(str::to_owned);
+        let answer = services.auth.send(Authenticate { secret }).await;
+        let principal = answer.map_err(|e| ApiError(Error::internal(e)))?.map_err(ApiError)?;
+        request.extensions_mut().insert(Caller(principal));
+    }
+    next.call(request).await
+}
+
+fn is_open(path: &str, metrics_open: bool) -> bool {
+    matches!(path, "/health/live" | "/health/ready") || (metrics_open && path == "/metrics")
+}
+
+fn bearer(request: &ServiceRequest) -> Option<&str> {
+    let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, secret) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
+}
+
+/// The id and the principal of a request that came through both layers.
+pub fn passport(request: &HttpRequest) -> Result<(RequestId, Principal), Error> {
+    let extensions = request.extensions();
+    let id = extensions.get::<RequestId>().cloned();
+    let caller = extensions.get::<Caller>().cloned();
+    id.zip(caller).map(|(id, caller)| (id, caller.0)).ok_or_else(|| Error::internal("a handler without a door"))
+}
