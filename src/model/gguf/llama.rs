@@ -49,10 +49,7 @@ fn config(file: &Container) -> Result<Value, GgufError> {
     }
     let count = |key: &str| keys.count(&format!("{ARCHITECTURE}.{key}"));
     let needed = |key: &str| keys.need(&format!("{ARCHITECTURE}.{key}"), count(key));
-    if let Some(experts) = count("expert_count")?.filter(|&n| n > 0) {
-        let message = format!("is {experts}; mixtures of experts are not supported in GGUF files");
-        return Err(GgufError::key("llama.expert_count", message));
-    }
+    refuse_unsupported(file)?;
     let heads = needed("attention.head_count")?;
     let hidden = needed("embedding_length")?;
     let head_dim = match count("attention.key_length")? {
@@ -89,6 +86,39 @@ fn config(file: &Container) -> Result<Value, GgufError> {
     Ok(config)
 }
 
+/// What would silently compute something else if it were ignored. Zero and false turn these off.
+fn refuse_unsupported(file: &Container) -> Result<(), GgufError> {
+    const COUNTS: &[&str] = &["expert_count", "attention.sliding_window"];
+    const FACTORS: &[&str] = &[
+        "attention.scale",
+        "attention.clamp_kqv",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "logit_scale",
+        "embedding_scale",
+        "residual_scale",
+        "rope.scaling.attn_factor",
+        "rope.scaling.yarn_ext_factor",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_log_multiplier",
+    ];
+    let refuse = |key: &str, value: f64| {
+        let message = format!("is {value}, which is not supported in a llama; expected to be absent or 0");
+        Err(GgufError::key(format!("{ARCHITECTURE}.{key}"), message))
+    };
+    for key in COUNTS {
+        if let Some(value) = file.metadata.count(&format!("{ARCHITECTURE}.{key}"))?.filter(|&n| n > 0) {
+            return refuse(key, value as f64);
+        }
+    }
+    for key in FACTORS {
+        if let Some(value) = file.metadata.float(&format!("{ARCHITECTURE}.{key}"))?.filter(|&x| x != 0.0) {
+            return refuse(key, value);
+        }
+    }
+    Ok(())
+}
+
 /// The embedding decides: a file's `vocab_size` may be missing.
 fn vocab_size(file: &Container) -> Result<usize, GgufError> {
     let embedding =
@@ -123,10 +153,9 @@ fn rope_scaling(file: &Container) -> Result<Option<Map<String, Value>>, GgufErro
             return Err(GgufError::key(TYPE, format!("is {}; supported: none, linear, yarn", quoted(other))));
         }
     }
-    for key in ["attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor"] {
-        let key = format!("llama.rope.scaling.{key}");
-        if keys.keys().any(|other| other == key) {
-            return Err(GgufError::key(key, "is not supported; expected to be absent"));
+    for (key, field) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+        if let Some(value) = keys.float(&format!("llama.rope.scaling.{key}"))? {
+            scaling.insert(field.into(), value.into());
         }
     }
     scaling.insert("rope_type".into(), kind.into());

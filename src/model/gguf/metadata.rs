@@ -69,10 +69,6 @@ impl Metadata {
         Self { bytes, values }
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
-    }
-
     pub fn text(&self, key: &str) -> Found<&str> {
         self.one(key, "a text", |kind, bytes| match kind {
             Kind::Text => std::str::from_utf8(bytes).ok(),

@@ -223,18 +223,22 @@ fn replaced(from: &str, to: &str) -> Vec<u8> {
     bytes
 }
 
-/// Adds a key in front of all others, and a filler so that the tensors keep their alignment.
-fn with_key(name: &str, kind: u32, value: impl AsRef<[u8]>) -> Vec<u8> {
+/// Adds keys in front of all others, and a filler so that the tensors keep their alignment.
+fn with_keys(keys: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
     let text = |t: &[u8]| [&(t.len() as u64).to_le_bytes()[..], t].concat();
-    let mut added = [text(name.as_bytes()), kind.to_le_bytes().to_vec(), value.as_ref().to_vec()].concat();
-    added.extend([text(b"filler"), 8u32.to_le_bytes().to_vec()].concat());
-    let filler = (added.len() + 8).next_multiple_of(32) - added.len() - 8;
-    added.extend(text(&vec![b'x'; filler]));
+    let entry = |name: &str, kind: u32, value: &[u8]| [&text(name.as_bytes())[..], &kind.to_le_bytes(), value].concat();
+    let mut added: Vec<u8> = keys.iter().flat_map(|(name, kind, value)| entry(name, *kind, value)).collect();
+    let filler = (added.len() + 26).next_multiple_of(32) - added.len() - 26;
+    added.extend(entry("filler", 8, &text(&vec![b'x'; filler])));
     let mut bytes = fixture("llama.gguf");
-    let num_keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 2;
+    let num_keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 1 + keys.len() as u64;
     bytes[16..24].copy_from_slice(&num_keys.to_le_bytes());
     bytes.splice(24..24, added);
     bytes
+}
+
+fn with_key(name: &str, kind: u32, value: impl AsRef<[u8]>) -> Vec<u8> {
+    with_keys(&[(name, kind, value.as_ref().to_vec())])
 }
 
 #[test]
@@ -242,6 +246,7 @@ fn keys_that_change_the_model() {
     let text = |t: &str| [&(t.len() as u64).to_le_bytes()[..], t.as_bytes()].concat();
     let cases = [
         (with_key("llama.expert_count", 4, 8u32.to_le_bytes()), "key `llama.expert_count`: is 8"),
+        (with_key("llama.attention.scale", 6, 0.5f32.to_le_bytes()), "key `llama.attention.scale`: is 0.5"),
         (with_key("llama.attention.value_length", 4, 8u32.to_le_bytes()), "supported: the width of a head, 16"),
         (with_key("llama.rope.scaling.type", 8, text("longrope")), "is `longrope`; supported: none, linear, yarn"),
         (with_key("llama.rope.scaling.type", 8, text("yarn")), "original_context_length`: is missing"),
@@ -254,6 +259,13 @@ fn keys_that_change_the_model() {
     let linear = load(with_key("llama.rope.scale_linear", 6, 4f32.to_le_bytes())).unwrap().spec;
     let plain = load(fixture("llama.gguf")).unwrap().spec;
     assert_eq!(linear.ropes[0].inv_freq[1] * 4.0, plain.ropes[0].inv_freq[1]);
+    let yarn = with_keys(&[
+        ("llama.rope.scaling.type", 8, text("yarn")),
+        ("llama.rope.scaling.factor", 6, 4f32.to_le_bytes().to_vec()),
+        ("llama.rope.scaling.original_context_length", 4, 64u32.to_le_bytes().to_vec()),
+    ]);
+    let yarn = load(yarn).unwrap().spec;
+    assert!((yarn.ropes[0].attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
     let turn = load(with_key("tokenizer.ggml.eot_token_id", 4, 1u32.to_le_bytes())).unwrap();
     assert_eq!(turn.eos_tokens, [0, 1]);
 }
