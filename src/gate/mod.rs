@@ -6,6 +6,7 @@
 //! Invariant: a secret never leaves [`key::Secret`] by way of a log line or an error; what is reserved is settled
 //! exactly once.
 
+pub mod admission;
 pub mod auth;
 pub mod key;
 pub mod quota;

@@ -1,6 +1,7 @@
 //! Keys that were looked up lately, good and bad ones.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::Principal;
 use crate::gate::key::KeyHash;
@@ -9,7 +10,7 @@ use crate::sched::job::Micros;
 /// What the store said of a hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    Known(Principal),
+    Known(Arc<Principal>),
     Unknown,
 }
 
