@@ -104,7 +104,7 @@ impl AuthActor {
         let lookup = async move {
             match question {
                 Question::AnyKeys => store.count_keys().await.map(Found::Keys),
-                Question::Key(hash) => store.find_by_hash(&hash.0).await.map(|row| Found::Key(hash, row)),
+                Question::Key(hash) => store.find_by_hash(&hash.0).await.map(|row| Found::Key(hash, row.map(Box::new))),
             }
             .map_err(Arc::new)
         };

@@ -88,11 +88,11 @@ impl Shelf {
     }
 
     fn remove(&mut self, hash: &KeyHash) {
-        // The walk over `order` is rare: a hash is put again only after it ended, and then it is near the front.
-        if self.entries.remove(hash).is_some() {
-            if let Some(at) = self.order.iter().position(|h| h == hash) {
-                self.order.remove(at);
-            }
+        // The walk is rare: a hash is put again only after it ended, and then it is near the front.
+        if self.entries.remove(hash).is_some()
+            && let Some(at) = self.order.iter().position(|h| h == hash)
+        {
+            self.order.remove(at);
         }
     }
 }

@@ -107,7 +107,7 @@ pub enum Question {
 #[derive(Debug, Clone)]
 pub enum Found {
     Keys(KeyCounts),
-    Key(KeyHash, Option<KeyRow>),
+    Key(KeyHash, Option<Box<KeyRow>>),
 }
 
 /// What becomes of a request at the door.
@@ -180,7 +180,7 @@ impl Doorkeeper {
             }
             Found::Key(hash, row) => {
                 // The index finds by equality; the row's own hash is compared again, in constant time.
-                let valid = row.as_ref().filter(|row| row.revoked_at.is_none() && KeyHash(row.key.sha256) == *hash);
+                let valid = row.as_deref().filter(|row| row.revoked_at.is_none() && KeyHash(row.key.sha256) == *hash);
                 match valid.map(Principal::of_key).map(Arc::new) {
                     Some(principal) => {
                         self.cache.put(now, *hash, Verdict::Known(principal.clone()));

@@ -25,7 +25,7 @@ fn row(n: u8, revoked_at: Option<u64>) -> KeyRow {
 }
 
 fn found(n: u8, row: Option<KeyRow>) -> Found {
-    Found::Key(secret(n).hash(), row)
+    Found::Key(secret(n).hash(), row.map(Box::new))
 }
 
 fn counts(active: u64, total: u64) -> KeyCounts {
