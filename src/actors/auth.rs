@@ -20,7 +20,7 @@ pub const MAX_LOOKUPS: usize = 64;
 
 /// Who sends this? `secret` is what stands after `Bearer` in the `Authorization` header.
 #[derive(Message)]
-#[rtype(result = "Result<Principal, Error>")]
+#[rtype(result = "Result<Arc<Principal>, Error>")]
 pub struct Authenticate {
     pub secret: Option<String>,
 }
@@ -47,7 +47,11 @@ impl AuthActor {
         Self { store, door, lookups: HashMap::new(), epoch: 0 }
     }
 
-    fn decide(&mut self, answer: Answer, secret: Option<String>) -> ResponseActFuture<Self, Result<Principal, Error>> {
+    fn decide(
+        &mut self,
+        answer: Answer,
+        secret: Option<String>,
+    ) -> ResponseActFuture<Self, Result<Arc<Principal>, Error>> {
         match answer {
             Answer::Enter(principal) => Box::pin(fut::ready(Ok(principal))),
             Answer::Refuse(refusal) => Box::pin(fut::ready(Err(refusal.into()))),
@@ -56,7 +60,11 @@ impl AuthActor {
     }
 
     /// Two rounds at most (is there a key at all, then the key's row), and one more for a revocation in between.
-    fn ask(&mut self, question: Question, secret: Option<String>) -> ResponseActFuture<Self, Result<Principal, Error>> {
+    fn ask(
+        &mut self,
+        question: Question,
+        secret: Option<String>,
+    ) -> ResponseActFuture<Self, Result<Arc<Principal>, Error>> {
         let Some(lookup) = self.lookup(question) else {
             let error = Error::overloaded("too many unknown API keys are being looked up; try again", 1);
             return Box::pin(fut::ready(Err(error)));
@@ -96,7 +104,7 @@ impl AuthActor {
         let lookup = async move {
             match question {
                 Question::AnyKeys => store.count_keys().await.map(Found::Keys),
-                Question::Key(hash) => store.find_by_hash(&hash.0).await.map(|row| Found::Key(hash, row)),
+                Question::Key(hash) => store.find_by_hash(&hash.0).await.map(|row| Found::Key(hash, row.map(Box::new))),
             }
             .map_err(Arc::new)
         };
@@ -111,7 +119,7 @@ impl Actor for AuthActor {
 }
 
 impl Handler<Authenticate> for AuthActor {
-    type Result = ResponseActFuture<Self, Result<Principal, Error>>;
+    type Result = ResponseActFuture<Self, Result<Arc<Principal>, Error>>;
 
     fn handle(&mut self, msg: Authenticate, _: &mut Self::Context) -> Self::Result {
         let answer = self.door.authenticate(clock::now_us(), msg.secret.as_deref());

@@ -22,7 +22,7 @@ use crate::gate::quota::{Ledger, QuotaError, Reservation};
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Lease, Error>")]
 pub struct Reserve {
-    pub principal: Principal,
+    pub principal: Arc<Principal>,
     pub tokens: u64,
 }
 
@@ -92,8 +92,9 @@ impl Lease {
         self.used.fetch_add(num, Ordering::Relaxed);
     }
 
-    pub fn used_tokens(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+    /// Ends the lease with `used` tokens in all, whatever was counted before.
+    pub fn settle(mut self, used: u64) {
+        *self.used.get_mut() = used;
     }
 }
 

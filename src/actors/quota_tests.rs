@@ -4,11 +4,11 @@ use crate::gate::auth::Limits;
 
 fn principal(tpm: u64, concurrency: u64) -> Principal {
     let limits = Limits { rpm: None, tpm: Some(tpm), concurrency: Some(concurrency) };
-    Principal { limits, ..Principal::local() }
+    Principal { limits, ..(*Principal::local()).clone() }
 }
 
 fn reserve(tokens: u64) -> Reserve {
-    Reserve { principal: principal(100, 2), tokens }
+    Reserve { principal: principal(100, 2).into(), tokens }
 }
 
 #[test]
@@ -23,7 +23,9 @@ fn a_lease_charges_what_was_used_and_returns_the_rest() {
         drop(lease);
         let lease = quota.send(reserve(50)).await.unwrap().unwrap();
         assert_eq!(quota.send(reserve(1)).await.unwrap().unwrap_err().code, Code::RateLimited);
-        drop(lease);
+        lease.use_tokens(50);
+        lease.settle(10);
+        drop(quota.send(reserve(40)).await.unwrap().unwrap());
         let too_large = quota.send(reserve(101)).await.unwrap().unwrap_err();
         assert_eq!(too_large.code, Code::InvalidRequest);
     });

@@ -1,6 +1,7 @@
 //! Keys that were looked up lately, good and bad ones.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::Principal;
 use crate::gate::key::KeyHash;
@@ -9,7 +10,7 @@ use crate::sched::job::Micros;
 /// What the store said of a hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    Known(Principal),
+    Known(Arc<Principal>),
     Unknown,
 }
 
@@ -87,11 +88,11 @@ impl Shelf {
     }
 
     fn remove(&mut self, hash: &KeyHash) {
-        // The walk over `order` is rare: a hash is put again only after it ended, and then it is near the front.
-        if self.entries.remove(hash).is_some() {
-            if let Some(at) = self.order.iter().position(|h| h == hash) {
-                self.order.remove(at);
-            }
+        // The walk is rare: a hash is put again only after it ended, and then it is near the front.
+        if self.entries.remove(hash).is_some()
+            && let Some(at) = self.order.iter().position(|h| h == hash)
+        {
+            self.order.remove(at);
         }
     }
 }

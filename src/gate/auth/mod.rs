@@ -43,12 +43,10 @@ pub struct Limits {
 
 impl Principal {
     /// Everyone, on a server without keys: tenant `local`, no limits.
-    pub fn local() -> Self {
-        static LOCAL: LazyLock<Principal> = LazyLock::new(|| Principal {
-            key_id: "local".into(),
-            tenant: "local".into(),
-            salt: tenant_salt("local"),
-            limits: Limits::default(),
+    pub fn local() -> Arc<Self> {
+        static LOCAL: LazyLock<Arc<Principal>> = LazyLock::new(|| {
+            let (salt, limits) = (tenant_salt("local"), Limits::default());
+            Arc::new(Principal { key_id: "local".into(), tenant: "local".into(), salt, limits })
         });
         LOCAL.clone()
     }
@@ -109,13 +107,13 @@ pub enum Question {
 #[derive(Debug, Clone)]
 pub enum Found {
     Keys(KeyCounts),
-    Key(KeyHash, Option<KeyRow>),
+    Key(KeyHash, Option<Box<KeyRow>>),
 }
 
 /// What becomes of a request at the door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    Enter(Principal),
+    Enter(Arc<Principal>),
     Refuse(Refusal),
     /// Ask the store, then [`Doorkeeper::learn`].
     Ask(Question),
@@ -182,8 +180,8 @@ impl Doorkeeper {
             }
             Found::Key(hash, row) => {
                 // The index finds by equality; the row's own hash is compared again, in constant time.
-                let valid = row.as_ref().filter(|row| row.revoked_at.is_none() && KeyHash(row.key.sha256) == *hash);
-                match valid.map(Principal::of_key) {
+                let valid = row.as_deref().filter(|row| row.revoked_at.is_none() && KeyHash(row.key.sha256) == *hash);
+                match valid.map(Principal::of_key).map(Arc::new) {
                     Some(principal) => {
                         self.cache.put(now, *hash, Verdict::Known(principal.clone()));
                         Answer::Enter(principal)

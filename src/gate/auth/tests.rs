@@ -25,7 +25,7 @@ fn row(n: u8, revoked_at: Option<u64>) -> KeyRow {
 }
 
 fn found(n: u8, row: Option<KeyRow>) -> Found {
-    Found::Key(secret(n).hash(), row)
+    Found::Key(secret(n).hash(), row.map(Box::new))
 }
 
 fn counts(active: u64, total: u64) -> KeyCounts {
@@ -67,7 +67,7 @@ fn a_key_is_asked_for_once_and_believed_until_its_time() {
     assert_eq!(door.authenticate(0, None), Answer::Refuse(Refusal::NoKey));
     assert_eq!(door.authenticate(0, Some("gk_short")), Answer::Refuse(Refusal::BadKey));
     assert_eq!(door.authenticate(5, Some(&good)), Answer::Ask(Question::Key(secret(1).hash())));
-    let enter = Answer::Enter(Principal::of_key(&row(1, None)));
+    let enter = Answer::Enter(Principal::of_key(&row(1, None)).into());
     assert_eq!(door.learn(5, &found(1, Some(row(1, None))), Some(&good)), enter);
     assert_eq!(door.authenticate(5 + TTL - 1, Some(&good)), enter);
     assert_eq!(door.authenticate(5 + TTL, Some(&good)), Answer::Ask(Question::Key(secret(1).hash())));
@@ -128,7 +128,7 @@ proptest! {
             now += dt;
             let hash = secret(n).hash();
             if is_put {
-                let verdict = if known { Verdict::Known(Principal::of_key(&row(n, None))) } else { Verdict::Unknown };
+                let verdict = if known { Verdict::Known(Principal::of_key(&row(n, None)).into()) } else { Verdict::Unknown };
                 cache.put(now, hash, verdict.clone());
                 said.insert(n, (now, verdict));
                 prop_assert_eq!(cache.get(now, &hash), said.get(&n).map(|s| &s.1));
