@@ -1,5 +1,6 @@
 //! Tokens and log-probabilities out of hashes.
 
+use super::text::first_word;
 use crate::model::TokenId;
 use crate::sample::{SampleSpec, Sampled, TokenLogprobs};
 use crate::sched::plan::SeqRows;
@@ -55,9 +56,11 @@ fn forced(spec: &SampleSpec) -> Option<TokenId> {
 
 /// The first token from `hash` on that is not banned; the end token only when everything else is.
 fn allowed(hash: u64, spec: &SampleSpec, vocab: u32) -> TokenId {
-    let end = vocab - 1;
-    let first = (hash % u64::from(end)) as TokenId;
-    (0..end).map(|i| (first + i) % end).find(|&token| !is_banned(spec, token)).unwrap_or(end)
+    let (end, word) = (vocab - 1, first_word(vocab));
+    let num_words = end - word;
+    let first = (hash % u64::from(num_words)) as TokenId;
+    let mut words = (0..num_words).map(|i| word + (first + i) % num_words);
+    words.find(|&token| !is_banned(spec, token)).unwrap_or(end)
 }
 
 /// The token at one half, its neighbours at a quarter, an eighth, and so on.

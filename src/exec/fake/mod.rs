@@ -12,6 +12,7 @@ mod draw;
 #[cfg(test)]
 mod sim;
 mod spec;
+pub mod text;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,100 @@
+//! Server-sent events (WHATWG HTML, "Server-sent events"): numbered, with heartbeats, never buffered by a proxy.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web_lab::sse;
+use futures_util::Stream;
+
+use crate::actors::messages::{Item, Usage};
+use crate::actors::outlet::OutletReader;
+use crate::base::error::Error;
+
+/// Ends every stream, good or bad.
+const DONE: &str = "[DONE]";
+/// nginx forwards events as they come.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// How one API tells the items of a stream: each call adds JSON texts, one an event.
+pub trait Shape {
+    fn open(&mut self, events: &mut Vec<String>);
+    fn item(&mut self, item: Item, events: &mut Vec<String>);
+    fn end(&mut self, usage: Usage, events: &mut Vec<String>);
+    fn error(&self, error: &Error) -> String;
+}
+
+/// The events of one stream.
+struct Events<T> {
+    shape: T,
+    reader: OutletReader,
+    ready: VecDeque<String>,
+    scratch: Vec<String>,
+    next_id: u64,
+    over: bool,
+}
+
+pub fn respond<T: Shape + Unpin + 'static>(
+    request: &HttpRequest,
+    reader: OutletReader,
+    mut shape: T,
+    heartbeat: Duration,
+) -> HttpResponse {
+    let mut scratch = Vec::new();
+    shape.open(&mut scratch);
+    let ready = scratch.drain(..).collect();
+    let events = Events { shape, reader, ready, scratch, next_id: 0, over: false };
+    let mut response =
+        sse::Sse::from_stream(events).with_keep_alive(heartbeat).respond_to(request).map_into_boxed_body();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+impl<T: Shape> Events<T> {
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::End(usage) => {
+                self.shape.end(usage, &mut self.scratch);
+                self.scratch.push(DONE.into());
+                self.over = true;
+            }
+            Item::Error(error) => {
+                self.scratch.push(self.shape.error(&error));
+                self.scratch.push(DONE.into());
+                self.over = true;
+            }
+            item => self.shape.item(item, &mut self.scratch),
+        }
+        self.ready.extend(self.scratch.drain(..));
+    }
+}
+
+impl<T: Shape + Unpin> Stream for Events<T> {
+    type Item = Result<sse::Event, Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let events = self.get_mut();
+        loop {
+            if let Some(data) = events.ready.pop_front() {
+                let id = events.next_id;
+                events.next_id += 1;
+                return Poll::Ready(Some(Ok(sse::Data::new(data).id(id.to_string()).into())));
+            }
+            if events.over {
+                return Poll::Ready(None);
+            }
+            match events.reader.poll_next(cx) {
+                Poll::Ready(Some(item)) => events.take(item),
+                // The stream actor always ends with End or Error; it can only be missing if the actor died.
+                Poll::Ready(None) => events.take(Item::Error(Error::internal("the stream ended without a last word"))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! From the configuration to lanes that can start: opens the model, puts it on its device, divides memory and threads.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::memory::{self, Demand, TooLittle};
+use crate::actors::supervisor::LaneSeed;
+use crate::base::clock;
+use crate::base::config::{Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
+use crate::exec::cpu::{CpuOps, CpuOptions, Isa};
+use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
+use crate::exec::runner::{ModelExecutor, kv_block_bytes};
+use crate::exec::{BLOCK_TOKENS, Executor};
+use crate::model::decoder::Decoder;
+use crate::model::ops::KvDtype;
+use crate::model::served::ServedModel;
+use crate::model::source::{self, ChatSource, GenerationDefaults, ModelError, ModelSource};
+use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
+use crate::model::weights::{Dtype, WeightsError};
+use crate::sched::LaneConfig;
+
+/// Context of a fake model whose configuration sets none.
+const FAKE_MODEL_LEN: usize = 8192;
+/// A fake block's KV, for the arithmetic of `kv.memory`.
+const FAKE_BLOCK_BYTES: usize = 16 * BLOCK_TOKENS;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("{0}")]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Fake(#[from] FakeSpecError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error("the chat template does not compile: {0}")]
+    Chat(#[from] ChatError),
+    #[error(transparent)]
+    Memory(#[from] TooLittle),
+    #[error("engine.isa is {0}, which this CPU does not have")]
+    Isa(Isa),
+    #[error("model.max_model_len is {asked}, but the model was made for {limit} tokens; lower it")]
+    TooLong { asked: usize, limit: usize },
+}
+
+/// Everything that serving needs, built but not started.
+pub struct Engine {
+    pub model: ServedModel,
+    pub seeds: Vec<LaneSeed>,
+    pub summary: Summary,
+}
+
+/// What `garrick serve` and `garrick check` print.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    pub model: String,
+    pub device: String,
+    pub kv: String,
+    pub lanes: String,
+}
+
+/// Called with a stage's name, and bytes done and in all.
+pub type Progress<'a> = &'a mut dyn FnMut(&'static str, u64, u64);
+
+pub fn build(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
+    if FakeSpec::is_fake(&config.model.path) { fake(config) } else { real(config, progress) }
+}
+
+/// What the text side gets, whatever the model.
+struct TextSide {
+    tokenizer: Tokenizer,
+    chat: ChatSource,
+    eos_tokens: Vec<u32>,
+    generation: GenerationDefaults,
+}
+
+fn fake(config: &Config) -> Result<Engine, EngineError> {
+    let spec: FakeSpec = config.model.path.parse()?;
+    let tokenizer = text::tokenizer(&spec)?;
+    let max_model_len = config.model.max_model_len.map_or(FAKE_MODEL_LEN, |len| len as usize);
+    let num_blocks = num_blocks(config, FAKE_BLOCK_BYTES, max_model_len)?;
+    let executors = (0..config.engine.lanes)
+        .map(|_| Box::new(FakeExecutor::new(spec.clone(), num_blocks)) as Box<dyn Executor>)
+        .collect();
+    let (eos_tokens, generation) = (vec![spec.end_token()], GenerationDefaults::default());
+    let side = TextSide { tokenizer, chat: text::chat_source(), eos_tokens, generation };
+    let sizes = Sizes { vocab_size: spec.vocab as usize, max_model_len, num_blocks, block_bytes: FAKE_BLOCK_BYTES };
+    finish(config, side, executors, sizes, format!("{spec} (no model: tokens are made up)"))
+}
+
+fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
+    let source = open(config, progress)?;
+    let max_model_len = max_model_len(config, &source)?;
+    let isa = isa(config)?;
+    let dtype = kv_dtype(config, &source);
+    let block_bytes = kv_block_bytes(&source.spec, dtype);
+
+    let lanes = config.engine.lanes;
+    let threads = threads(config);
+    let options = |lane: usize| CpuOptions { threads: threads / lanes + usize::from(lane < threads % lanes), isa };
+    let mut first = CpuOps::new(options(0));
+    let mut on_load = |done, total| progress("loading weights", done, total);
+    let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
+    let num_blocks = num_blocks(config, block_bytes, max_model_len)?;
+
+    let shared: Vec<_> = (1..lanes)
+        .map(|lane| {
+            let mut ops = CpuOps::new(options(lane));
+            let decoder = decoder.share(&mut ops);
+            (ops, decoder)
+        })
+        .collect();
+    let executors = std::iter::once((first, decoder))
+        .chain(shared)
+        .map(|(ops, decoder)| {
+            let device = ops.describe();
+            Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)) as Box<dyn Executor>
+        })
+        .collect();
+    let parameters: usize = source.tensors.values().map(|t| t.num_elements()).sum();
+    let description = format!("{}, {:.1} M parameters", source.spec.model_type, parameters as f64 / 1e6);
+    let sizes = Sizes { vocab_size: source.spec.vocab_size, max_model_len, num_blocks, block_bytes };
+    let ModelSource { tokenizer, chat, eos_tokens, generation, .. } = source;
+    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, executors, sizes, description)
+}
+
+fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError> {
+    let mut on_open = |done, total| progress("opening the model", done, total);
+    let max_model_len = config.model.max_model_len.map(|len| len as usize);
+    Ok(source::open(Path::new(&config.model.path), max_model_len, &mut on_open)?)
+}
+
+fn max_model_len(config: &Config, source: &ModelSource) -> Result<usize, EngineError> {
+    let limit = source.spec.max_positions;
+    match config.model.max_model_len.map(|len| len as usize) {
+        Some(asked) if asked > limit => Err(EngineError::TooLong { asked, limit }),
+        asked => Ok(asked.unwrap_or(limit)),
+    }
+}
+
+fn isa(config: &Config) -> Result<Option<Isa>, EngineError> {
+    let wanted = match config.engine.isa {
+        IsaChoice::Auto => return Ok(None),
+        IsaChoice::Avx512 => Isa::Avx512,
+        IsaChoice::Avx2 => Isa::Avx2,
+        IsaChoice::Scalar => Isa::Scalar,
+    };
+    if wanted.is_available() { Ok(Some(wanted)) } else { Err(EngineError::Isa(wanted)) }
+}
+
+/// `auto` keeps the KV cache in 16 bits when the weights are.
+fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
+    let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && t.dtype == Dtype::F32);
+    match config.kv.dtype {
+        KvChoice::F32 => KvDtype::F32,
+        KvChoice::Bf16 => KvDtype::Bf16,
+        KvChoice::Auto if weights_are_wide() => KvDtype::F32,
+        KvChoice::Auto => KvDtype::Bf16,
+    }
+}
+
+/// Compute threads over all lanes; every lane has at least one.
+fn threads(config: &Config) -> usize {
+    config.engine.threads.unwrap_or_else(crate::exec::cpu::physical_cores).max(config.engine.lanes)
+}
+
+fn num_blocks(config: &Config, block_bytes: usize, max_model_len: usize) -> Result<usize, TooLittle> {
+    let demand =
+        Demand { block_bytes, num_lanes: config.engine.lanes, max_running: config.scheduler.max_running, max_model_len };
+    // Where nothing says how much is free, a gigabyte is a safe guess; kv.memory overrides it.
+    memory::blocks_per_lane(&config.kv, memory::free_bytes().unwrap_or(1 << 30), demand)
+}
+
+struct Sizes {
+    vocab_size: usize,
+    max_model_len: usize,
+    num_blocks: usize,
+    block_bytes: usize,
+}
+
+fn finish(
+    config: &Config,
+    side: TextSide,
+    executors: Vec<Box<dyn Executor>>,
+    sizes: Sizes,
+    description: String,
+) -> Result<Engine, EngineError> {
+    let lane = LaneConfig {
+        num_blocks: sizes.num_blocks,
+        max_batch_tokens: config.scheduler.max_batch_tokens,
+        max_chunk_tokens: config.scheduler.max_batch_tokens,
+        max_running: config.scheduler.max_running,
+        max_model_len: sizes.max_model_len,
+        prefix_cache: config.kv.prefix_cache,
+    };
+    let model = ServedModel {
+        name: config.model.name().to_owned(),
+        chat_template: ChatTemplate::from_source(&side.chat)?,
+        tokenizer: side.tokenizer,
+        bos_token: side.chat.bos_token,
+        eos_token: side.chat.eos_token,
+        vocab_size: sizes.vocab_size,
+        max_model_len: sizes.max_model_len,
+        max_sequence_tokens: lane.max_sequence_tokens(),
+        max_running: lane.max_running,
+        eos_tokens: Arc::from(side.eos_tokens),
+        defaults: match config.model.sampling_defaults {
+            SamplingDefaults::Model => side.generation,
+            SamplingDefaults::OpenAi => GenerationDefaults::default(),
+        },
+        created: clock::unix_s(),
+    };
+    let summary = Summary {
+        model: format!("{} ({description}), context {} tokens", model.name, sizes.max_model_len),
+        device: executors.first().map(|e| e.info().device.clone()).unwrap_or_default(),
+        kv: format!(
+            "{} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)",
+            sizes.num_blocks,
+            (sizes.num_blocks * sizes.block_bytes) >> 20
+        ),
+        lanes: format!("{}, up to {} sequences each", config.engine.lanes, config.scheduler.max_running),
+    };
+    let steal_window = config.scheduler.steal_window;
+    let seeds = executors
+        .into_iter()
+        .map(|executor| LaneSeed { executor, config: lane.clone(), steal_window })
+        .collect();
+    Ok(Engine { model, seeds, summary })
+}
