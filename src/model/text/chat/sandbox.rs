@@ -16,7 +16,9 @@ const MAX_DEPTH: usize = 200;
 
 pub fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks_and_lstrip();
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true);
+    environment.set_syntax(syntax.build().expect("the delimiters are the standard ones"));
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_formatter(|out, _, value| match value.as_str() {
@@ -32,20 +34,6 @@ pub fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", raise_exception);
     filters::install(&mut environment);
     environment
-}
-
-trait HuggingFaceSyntax {
-    fn set_trim_blocks_and_lstrip(&mut self);
-}
-
-impl HuggingFaceSyntax for Environment<'_> {
-    fn set_trim_blocks_and_lstrip(&mut self) {
-        let mut builder = SyntaxConfig::builder();
-        builder.trim_blocks(true).lstrip_blocks(true);
-        if let Ok(syntax) = builder.build() {
-            self.set_syntax(syntax);
-        }
-    }
 }
 
 /// Carries a template's own refusal through the engine's error type.

@@ -1,5 +1,6 @@
 use std::fs;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::vocabularies;
@@ -79,4 +80,39 @@ fn what_is_wrong_is_named() {
     assert!(message(&[words, ("tokenizer_config.json", "[".into())]).contains("tokenizer_config.json"));
     let dir = folder(&[("tokenizer_config.json", json!({"chat_template": 3}).to_string())]);
     assert!(read_chat_source(dir.path()).unwrap_err().to_string().contains("chat_template"));
+}
+
+/// Replaces part of a file.
+fn damaged(text: String, at: usize, len: usize, with: &str) -> String {
+    let mut bytes = text.into_bytes();
+    let at = at % bytes.len();
+    let end = (at + len).min(bytes.len());
+    bytes.splice(at..end, with.bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// A damaged folder is refused or works; nothing in it brings the process down.
+    #[test]
+    fn damaged_files_are_survived(
+        at in any::<usize>(), len in 0usize..12, with in "([0-9]{1,5}|null|\"|\\[|\\]|\\{\\}|[a-z▁<>]{0,3}|-1|true)", which in 0usize..8
+    ) {
+        let vocabularies = [vocabularies::byte_level(), vocabularies::llama2(), vocabularies::metaspace(),
+            vocabularies::word_piece(), vocabularies::words()];
+        let config = json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": [{"name": "default",
+            "template": "{{ x }}"}], "added_tokens_decoder": {"0": {"content": "<pad>", "special": true}}}).to_string();
+        let dir = match vocabularies.get(which) {
+            Some(json) => folder(&[("tokenizer.json", damaged(json.to_string(), at, len, &with)), ("tokenizer_config.json", config)]),
+            None => folder(&[("tokenizer.json", vocabularies[0].to_string()), ("tokenizer_config.json", damaged(config, at, len, &with))]),
+        };
+        let _ = read_chat_source(dir.path());
+        if let Ok(tokenizer) = Tokenizer::from_dir(dir.path()) {
+            if let Ok(ids) = tokenizer.encode("one 你 <s> ing", true) {
+                tokenizer.decode(&ids, true);
+            }
+            tokenizer.decode(&(0..300).collect::<Vec<_>>(), false);
+        }
+    }
 }
