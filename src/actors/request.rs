@@ -36,7 +36,7 @@ const PREPARE_INLINE_BYTES: usize = 512;
 pub struct RequestActor {
     id: LiveId,
     services: Arc<Services>,
-    principal: Principal,
+    principal: Arc<Principal>,
     span: tracing::Span,
     /// One for each prompt, once there are any.
     cancels: Arc<[CancelFlag]>,
@@ -50,7 +50,7 @@ pub struct RequestActor {
 }
 
 impl RequestActor {
-    pub fn new(services: Arc<Services>, principal: Principal, outlet: OutletWriter, span: tracing::Span) -> Self {
+    pub fn new(services: Arc<Services>, principal: Arc<Principal>, outlet: OutletWriter, span: tracing::Span) -> Self {
         Self {
             id: services.live.next_id(),
             services,
@@ -146,7 +146,7 @@ struct Launch {
 }
 
 /// The way in: permit, preparation, checks against the model, quota. Holds what it has; an early return gives it back.
-async fn admit(services: Arc<Services>, principal: Principal, begin: Begin) -> Result<Admitted, Error> {
+async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin) -> Result<Admitted, Error> {
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)

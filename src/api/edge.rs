@@ -27,7 +27,7 @@ pub struct RequestId(pub Arc<str>);
 
 /// Who sent the request, as the auth actor found.
 #[derive(Debug, Clone)]
-pub struct Caller(pub Principal);
+pub struct Caller(pub Arc<Principal>);
 
 /// Whether `/metrics` answers without a key.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +106,7 @@ fn bearer(request: &ServiceRequest) -> Option<&str> {
 }
 
 /// The id and the principal of a request that came through both layers.
-pub fn passport(request: &HttpRequest) -> Result<(RequestId, Principal), Error> {
+pub fn passport(request: &HttpRequest) -> Result<(RequestId, Arc<Principal>), Error> {
     let extensions = request.extensions();
     let id = extensions.get::<RequestId>().cloned();
     let caller = extensions.get::<Caller>().cloned();

@@ -10,6 +10,7 @@ use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, Responder};
 use actix_web_lab::sse;
 use futures_util::Stream;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::actors::messages::{Item, Usage};
 use crate::actors::outlet::OutletReader;
@@ -36,6 +37,9 @@ struct Events<T> {
     scratch: Vec<String>,
     next_id: u64,
     over: bool,
+    heartbeat: Duration,
+    last_event: Instant,
+    timer: Pin<Box<Sleep>>,
 }
 
 pub fn respond<T: Shape + Unpin + 'static>(
@@ -47,9 +51,9 @@ pub fn respond<T: Shape + Unpin + 'static>(
     let mut scratch = Vec::new();
     shape.open(&mut scratch);
     let ready = scratch.drain(..).collect();
-    let events = Events { shape, reader, ready, scratch, next_id: 0, over: false };
-    let mut response =
-        sse::Sse::from_stream(events).with_keep_alive(heartbeat).respond_to(request).map_into_boxed_body();
+    let (last_event, timer) = (Instant::now(), Box::pin(sleep(heartbeat)));
+    let events = Events { shape, reader, ready, scratch, next_id: 0, over: false, heartbeat, last_event, timer };
+    let mut response = sse::Sse::from_stream(events).respond_to(request).map_into_boxed_body();
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
@@ -57,6 +61,23 @@ pub fn respond<T: Shape + Unpin + 'static>(
 }
 
 impl<T: Shape> Events<T> {
+    /// A comment once the stream has been silent for a heartbeat. (actix-web-lab's own keep-alive speaks at once and
+    /// whether or not there is silence.)
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<sse::Event> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let due = self.last_event + self.heartbeat;
+            let silent = due <= Instant::now();
+            if silent {
+                self.last_event = Instant::now();
+            }
+            self.timer.as_mut().reset(self.last_event + self.heartbeat);
+            if silent {
+                return Poll::Ready(sse::Event::Comment("ping".into()));
+            }
+        }
+        Poll::Pending
+    }
+
     fn take(&mut self, item: Item) {
         match item {
             Item::End(usage) => {
@@ -84,6 +105,7 @@ impl<T: Shape + Unpin> Stream for Events<T> {
             if let Some(data) = events.ready.pop_front() {
                 let id = events.next_id;
                 events.next_id += 1;
+                events.last_event = Instant::now();
                 return Poll::Ready(Some(Ok(sse::Data::new(data).id(id.to_string()).into())));
             }
             if events.over {
@@ -93,7 +115,7 @@ impl<T: Shape + Unpin> Stream for Events<T> {
                 Poll::Ready(Some(item)) => events.take(item),
                 // The stream actor always ends with End or Error; it can only be missing if the actor died.
                 Poll::Ready(None) => events.take(Item::Error(Error::internal("the stream ended without a last word"))),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => return events.poll_heartbeat(cx).map(|comment| Some(Ok(comment))),
             }
         }
     }

@@ -5,8 +5,13 @@
 //! Invariant: a port is bound and a model opened only after every argument and key was found legal.
 
 pub mod args;
+mod bench;
 pub mod chat;
+mod check;
+mod keys;
+mod progress;
 pub mod render;
+mod serve;
 mod settings;
 
 use clap::Parser;
@@ -61,9 +66,13 @@ pub fn run() -> u8 {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    match cli.command {
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Render(args) => render::run(args),
+        Command::Keys(args) => keys::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }
 

@@ -40,6 +40,7 @@ pub const KEYS: &[Key] = &[
     key("engine.isa", |c, v| put(&mut c.engine.isa, v.word(&[
         ("auto", Isa::Auto), ("avx512", Isa::Avx512), ("avx2", Isa::Avx2), ("scalar", Isa::Scalar),
     ]))),
+    key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, v.number(0.0, 0.95))),
     key("kv.dtype", |c, v| put(&mut c.kv.dtype, v.word(&[

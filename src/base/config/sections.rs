@@ -124,11 +124,13 @@ pub struct Engine {
     /// Compute threads over all lanes; by default the physical cores.
     pub threads: Option<usize>,
     pub isa: Isa,
+    /// A step that runs longer than this makes the server not ready, until it ends.
+    pub max_step_s: u64,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { lanes: 1, threads: None, isa: Isa::Auto }
+        Self { lanes: 1, threads: None, isa: Isa::Auto, max_step_s: 30 }
     }
 }
 

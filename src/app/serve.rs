@@ -1,0 +1,156 @@
+//! Start and stop of a server.
+//!
+//! Start: store → door → model → lanes → actors → HTTP. Nothing listens before everything below it works. Stop, on
+//! SIGTERM or SIGINT: refuse new work, let running streams finish up to a limit, end the rest with an error event, close
+//! the listener, close the store. A second signal ends the waiting at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Actor;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use super::engine::{self, Engine, EngineError, Progress, Summary};
+use crate::actors::auth::AuthActor;
+use crate::actors::quota::QuotaActor;
+use crate::actors::services::{LiveRequests, Services, Timeouts};
+use crate::actors::stream::StreamLimits;
+use crate::actors::supervisor;
+use crate::api::{self, Bound, Edge};
+use crate::base::clock;
+use crate::base::config::Config;
+use crate::gate::admission::{Admission, Limits};
+use crate::gate::auth::{Access, Doorkeeper, OpenAbroad, access};
+use crate::sched::LaneConfigError;
+use crate::store::{Store, StoreError};
+
+/// How often a drain looks whether everyone has left.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// After the error events were sent: time for them to reach the sockets.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    OpenAbroad(#[from] OpenAbroad),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the scheduler's limits do not fit together: {0}")]
+    Lane(#[from] LaneConfigError),
+    #[error("cannot listen on {address}: {source}; set server.listen (or --listen) to a free port")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the server failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What a server says of itself once it answers.
+pub struct Started<'a> {
+    pub address: SocketAddr,
+    pub model: &'a str,
+    pub summary: &'a Summary,
+    pub access: Access,
+}
+
+/// Runs a server until it is told to stop. `announce` is called once it answers.
+pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce(Started)) -> Result<(), ServeError> {
+    let store = Store::open(&config.store.path).await?;
+    let access = access(config.server.listen, store.count_keys().await?)?;
+    let Engine { model, seeds, summary } = engine::build(&config, progress)?;
+    let name = model.name.clone();
+    let bound = bind(&config)?;
+    let (lanes, _supervisor) = supervisor::start(seeds)?;
+    let door = Doorkeeper::new(clock::now_us(), access, config.auth.cache_ttl_s * 1_000_000, config.auth.max_cached_keys);
+    let services = Arc::new(Services {
+        model: Arc::new(model),
+        lanes,
+        admission: Admission::new(Limits {
+            max_requests: config.admission.max_requests,
+            max_waiting_tokens: config.admission.max_waiting_tokens,
+        }),
+        auth: AuthActor::new(store.clone(), door).start(),
+        quota: QuotaActor::new().start(),
+        prepare_turns: Semaphore::new(config.admission.tokenizer_threads),
+        stream_limits: StreamLimits {
+            stall_timeout: Duration::from_secs(config.server.stall_timeout_s),
+            max_buffer_bytes: config.server.max_stream_buffer_bytes,
+        },
+        timeouts: Timeouts {
+            default_deadline: config.admission.default_timeout_ms.map(Duration::from_millis),
+            max_deadline: Duration::from_millis(config.admission.max_timeout_ms),
+            heartbeat: Duration::from_secs(config.server.heartbeat_s),
+            max_step: Duration::from_secs(config.engine.max_step_s),
+        },
+        live: LiveRequests::default(),
+    });
+    // Before the port answers: a signal that comes with the first request must find its handler.
+    let signals = Signals::new()?;
+    let address = bound.address;
+    let server = bound.serve(services.clone(), edge(&config))?;
+    let handle = server.handle();
+    let running = actix::spawn(server);
+    announce(Started { address, model: &name, summary: &summary, access });
+    signals.drain(&services, Duration::from_secs(config.server.drain_timeout_s)).await;
+    handle.stop(true).await;
+    store.close().await;
+    running.await.map_err(std::io::Error::other)??;
+    Ok(())
+}
+
+fn bind(config: &Config) -> Result<Bound, ServeError> {
+    let address = config.server.listen;
+    api::bind(&config.server).map_err(|source| ServeError::Listen { address, source })
+}
+
+fn edge(config: &Config) -> Edge {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Edge {
+        server: config.server.clone(),
+        num_workers: config.server.num_workers(cores),
+        metrics_open: config.auth.metrics_open,
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for a signal, then until everyone has left or the limit (or the patience of who sends signals) is over.
+    async fn drain(mut self, services: &Services, limit: Duration) {
+        self.next().await;
+        services.live.start_draining();
+        tracing::info!(requests = services.live.len(), limit_s = limit.as_secs(), "draining");
+        let deadline = Instant::now() + limit;
+        tokio::select! {
+            () = all_left(services, deadline) => {}
+            () = self.next() => tracing::warn!("a second signal: not waiting any longer"),
+        }
+        if !services.live.is_empty() {
+            tracing::warn!(requests = services.live.len(), "ending what is still running");
+            services.live.shut_down();
+            all_left(services, Instant::now() + LAST_WORDS).await;
+        }
+    }
+}
+
+async fn all_left(services: &Services, deadline: Instant) {
+    while !services.live.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
