@@ -2,6 +2,8 @@
 //!
 //! Never knows about requests, queues, tenants or HTTP.
 
+pub mod runner;
+
 use std::time::Duration;
 
 use crate::sched::plan::{StepOutput, StepPlan};
