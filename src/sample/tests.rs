@@ -58,7 +58,7 @@ fn naive_set(logits: &[f32], params: &SamplingParams) -> Option<Vec<TokenId>> {
 fn drawable(logits: &[f32], params: &SamplingParams) -> Vec<TokenId> {
     let mut candidates = draw::Candidates::default();
     let mut set: Vec<TokenId> =
-        (0..20_000).map(|i| draw::draw(logits, params, f64::from(i) / 20_000.0, &mut candidates)).collect();
+        (0..4_000).map(|i| draw::draw(logits, params, f64::from(i) / 4_000.0, &mut candidates)).collect();
     set.dedup();
     set
 }
@@ -198,11 +198,11 @@ proptest! {
             for token in &drawn {
                 prop_assert!(expected.contains(token), "{token} was drawn, {expected:?} are allowed");
             }
-            // A token too unlikely to be hit by 20 000 steps may be missing.
+            // A token too unlikely to be hit by 4 000 steps may be missing.
             let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             for &token in &expected {
                 let weight = ((logits[token as usize] - max) / params.temperature).exp();
-                prop_assert!(weight < 0.02 || drawn.contains(&token), "{token} is never drawn of {expected:?}");
+                prop_assert!(weight < 0.06 || drawn.contains(&token), "{token} is never drawn of {expected:?}");
             }
         }
     }
