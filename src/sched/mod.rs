@@ -13,6 +13,9 @@ mod sequence;
 mod steal;
 mod window;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{DoesNotFit, LaneConfig, LaneConfigError};
 pub use lane::{Lane, LaneStats, Planned};
 pub use place::{LaneLoad, place};
