@@ -373,3 +373,31 @@ fn concurrent_thieves_lose_and_double_nothing() {
     seen.sort_unstable();
     assert_eq!(seen, (0..2000).chain([u64::MAX; 2]).collect::<Vec<_>>());
 }
+
+#[test]
+fn nothing_is_told_of_a_text_that_ended_however_its_sequence_ends() {
+    type Ending = fn(&mut Bench, &StepPlan) -> Vec<Delivery<u64>>;
+    let endings: [Ending; 4] = [
+        |bench, _| bench.lane.fail("again"),
+        |bench, plan| bench.lane.complete(answer(plan, 7)),
+        |bench, _| bench.lane.drain(&mut bench.window, &Finish::Cancelled),
+        |bench, _| {
+            bench.lane.lose_memory("again");
+            bench.plan(0).1
+        },
+    ];
+    for end in endings {
+        let mut bench = Bench::new(CONFIG);
+        let ended = job(1, 10, 5);
+        let cancel = ended.cancel.clone();
+        bench.lane.submit(ended);
+        bench.plan(0);
+        bench.lane.fail("once");
+        let plan = bench.plan(0).0.unwrap();
+        cancel.finish_choice(0);
+        let events: Vec<_> = end(&mut bench, &plan).into_iter().flat_map(|delivery| delivery.events).collect();
+        assert_eq!(finishes(&events), []);
+        assert!(!events.iter().any(|event| matches!(event, Event::Token { .. })));
+        assert!(bench.plan(0).0.is_none() && bench.lane.stats().blocks.held == 0);
+    }
+}
