@@ -1,1 +1,3 @@
-//! (being written)
+//! Layer 5: HTTP. Routes, server-sent events, and OpenAI's wire types.
+
+pub mod wire;
