@@ -10,7 +10,7 @@ fn key(n: u8) -> NewKey {
     NewKey {
         id: format!("key_{n}"),
         tenant: "acme'; DROP TABLE keys; --".into(),
-        name: (n % 2 == 0).then(|| "ci".into()),
+        name: n.is_multiple_of(2).then(|| "ci".into()),
         sha256: [n; 32],
         prefix: "gk_ab12".into(),
         rpm: Some(60),

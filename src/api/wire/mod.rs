@@ -23,4 +23,6 @@ pub use completion::{CompletionRequest, Prompt};
 pub use sampling::{Sampling, Streaming};
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;
