@@ -43,8 +43,8 @@ impl Fields {
 
     /// Takes a field; `null` counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        // `remove` of an ordered map moves the last entry; the order matters to nobody but the first unknown field.
-        self.map.shift_remove(name).filter(|value| !value.is_null())
+        // Moves the last entry into the gap: constant time, however many fields a client invents.
+        self.map.swap_remove(name).filter(|value| !value.is_null())
     }
 
     pub fn has(&self, name: &str) -> bool {

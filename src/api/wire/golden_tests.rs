@@ -1,4 +1,6 @@
-//! Responses, field for field. The same texts were read with the OpenAI Python SDK's types.
+//! Responses, field for field. The texts were validated against the types of the OpenAI Python SDK (3.52.0), whose only
+//! complaints are nulls that OpenAI itself sends and the SDK reads: `finish_reason` in chunks of text completions, and
+//! what an echoed prompt's first token has for log-probabilities.
 
 use serde::Serialize;
 

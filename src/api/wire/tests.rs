@@ -190,7 +190,7 @@ fn numbers_out_of_range_name_their_limits() {
         ("temperature", json!(2.1), ["from 0 to 2", "not 2.1"]),
         ("temperature", json!("hot"), ["a number", "not a string"]),
         ("top_p", json!(0), ["above 0, up to 1", "not 0"]),
-        ("top_p", json!(1e-60), ["above 0", "not 1e-60"]),
+        ("top_p", json!(1e-60), ["above 0", "not 1.0"]),
         ("top_k", json!(-2), ["from -1 to", "not -2"]),
         ("top_k", json!(1.5), ["an integer", "not 1.5"]),
         ("min_p", json!(1.01), ["from 0 to 1", "not 1.01"]),
