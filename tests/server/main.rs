@@ -4,5 +4,13 @@
 //! was left behind: a permit, a stream, a running or waiting sequence, a held block, an exit status that is not 0.
 //! No test asserts a speed; every time here is a generous bound against hanging.
 
+mod agreement;
 mod chat;
+mod completions;
+mod drills;
+mod errors;
 mod fixture;
+mod leaving;
+mod sampling;
+mod slow;
+mod text;
