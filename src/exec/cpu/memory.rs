@@ -111,8 +111,4 @@ impl<'a, T> Shared<'a, T> {
     pub fn ptr(&self) -> *mut T {
         self.ptr
     }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
 }

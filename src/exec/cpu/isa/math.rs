@@ -70,3 +70,9 @@ pub unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F {
         }
     }
 }
+
+/// `cap * tanh(x / cap)`.
+#[inline(always)]
+pub unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
+    S::mul(S::splat(cap), tanh::<S>(S::div(x, S::splat(cap))))
+}
