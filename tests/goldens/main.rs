@@ -1,5 +1,6 @@
 //! Reference logits that transformers computed (tests/fixtures/models), against the decoder.
 
+mod executor;
 mod harness;
 mod naive;
 mod routed;
