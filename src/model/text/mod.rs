@@ -12,6 +12,8 @@ mod detokenizer;
 mod files;
 mod pieces;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 pub use chat::{ChatError, ChatInput, ChatTemplate, flatten_text_parts, parse_tool_arguments};

@@ -113,11 +113,10 @@ enum Bytes {
     Fallback,
 }
 
-/// A decoder taken apart: steps before bytes are made, how bytes are made, steps after.
+/// A decoder taken apart: steps on a token's text, how that text becomes bytes, what the whole text loses.
 struct Rules<'a> {
-    before: Vec<&'a DecoderWrapper>,
+    steps: Vec<&'a DecoderWrapper>,
     bytes: Bytes,
-    after: Vec<&'a DecoderWrapper>,
     strip_start: Option<(char, usize)>,
     /// No decoder at all: tokens are words, joined by spaces.
     joins_words: bool,
@@ -125,8 +124,7 @@ struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     fn of(decoder: Option<&'a DecoderWrapper>) -> Result<Self, TextError> {
-        let mut rules =
-            Rules { before: vec![], bytes: Bytes::Plain, after: vec![], strip_start: None, joins_words: false };
+        let mut rules = Rules { steps: vec![], bytes: Bytes::Plain, strip_start: None, joins_words: false };
         let steps = match decoder {
             None => {
                 rules.joins_words = true;
@@ -149,8 +147,10 @@ impl<'a> Rules<'a> {
                 DecoderWrapper::ByteFallback(_) if !fused && rules.bytes == Bytes::Plain => {
                     rules.bytes = Bytes::Fallback;
                 }
-                DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_) | DecoderWrapper::WordPiece(_) if !fused => {
-                    if rules.bytes == Bytes::Plain { &mut rules.before } else { &mut rules.after }.push(step);
+                DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_) | DecoderWrapper::WordPiece(_)
+                    if !fused && rules.bytes == Bytes::Plain =>
+                {
+                    rules.steps.push(step);
                 }
                 other => return Err(unsupported(other, fused)),
             }
@@ -160,9 +160,10 @@ impl<'a> Rules<'a> {
 
     /// Appends the token's bytes and says where they are.
     fn entry(&self, name: &str, bytes: &mut Vec<u8>) -> Result<Entry, TextError> {
-        let (first, first_is_byte) = self.form(name, true)?;
         let (rest, is_byte) = self.form(name, false)?;
-        let flags = if is_byte || first_is_byte { PRESENT | FALLBACK_BYTE } else { PRESENT };
+        let depends_on_place = self.joins_words || !self.steps.is_empty();
+        let first = if depends_on_place { self.form(name, true)?.0 } else { rest.clone() };
+        let flags = if is_byte { PRESENT | FALLBACK_BYTE } else { PRESENT };
         let start = bytes.len() as u32;
         bytes.extend_from_slice(&rest);
         let (len, mut first_start) = (rest.len() as u32, start);
@@ -177,7 +178,7 @@ impl<'a> Rules<'a> {
     }
 
     fn form(&self, name: &str, is_first: bool) -> Result<(Vec<u8>, bool), TextError> {
-        let text = apply(&self.before, name.to_owned(), is_first)?;
+        let text = apply(&self.steps, name.to_owned(), is_first)?;
         match self.bytes {
             Bytes::Level => {
                 let raw: Option<Vec<u8>> = text.chars().map(byte_of_char).collect();
@@ -191,7 +192,7 @@ impl<'a> Rules<'a> {
             Bytes::Plain if self.joins_words && !is_first => return Ok((format!(" {text}").into_bytes(), false)),
             Bytes::Plain => {}
         }
-        Ok((apply(&self.after, text, is_first)?.into_bytes(), false))
+        Ok((text.into_bytes(), false))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tokenizer: text to ids through the `tokenizers` crate, ids to text through our own table of pieces.
 
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -52,8 +53,12 @@ impl Tokenizer {
                  (load it once with transformers and save it)",
             ));
         };
-        let encoder = tokenizers::Tokenizer::from_bytes(&json)
-            .map_err(|error| files::file_error(tokenizer_json, error.to_string()))?;
+        let wrong = |error: String| files::file_error(tokenizer_json, error);
+        serde_json::from_slice::<serde::de::IgnoredAny>(&json).map_err(|error| wrong(error.to_string()))?;
+        // tokenizers 0.23.2 unwraps what it finds in some places of a damaged file.
+        let encoder = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&json))
+            .map_err(|_| wrong("is damaged: the tokenizers library cannot read it".into()))?
+            .map_err(|error| wrong(error.to_string()))?;
         Self::from_parts(encoder, config)
     }
 

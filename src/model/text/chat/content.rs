@@ -19,8 +19,8 @@ pub fn takes_parts(template: &ChatTemplate) -> bool {
             tools: None,
             add_generation_prompt: false,
             kwargs: &Map::new(),
-            bos_token: "",
-            eos_token: "",
+            bos_token: "<s>",
+            eos_token: "</s>",
             now: jiff::civil::DateTime::default(),
         };
         template.render(&input).ok()

@@ -5,7 +5,12 @@ use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::source::SLICE_METHOD;
+
 pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if method == SLICE_METHOD {
+        return slice(value, args);
+    }
     let own = match (value.kind(), value.as_str()) {
         (_, Some(text)) => of_str(text, method, args)?,
         (ValueKind::Map, _) if method == "copy" => {
@@ -123,15 +128,56 @@ fn of_list(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>,
         }
         "index" => {
             let (wanted,): (&Value,) = from_args(args)?;
-            let at = value.try_iter()?.position(|item| item == *wanted);
+            let at = items(value)?.iter().position(|item| item == wanted);
             at.map(|at| Some(Value::from(at))).ok_or_else(|| invalid("index: value not in list"))
         }
         "count" if value.downcast_object_ref::<Tuple>().is_none() && value.kind() == ValueKind::Iterable => {
             let (wanted,): (&Value,) = from_args(args)?;
-            Ok(Some(Value::from(value.try_iter()?.filter(|item| item == wanted).count())))
+            Ok(Some(Value::from(items(value)?.iter().filter(|item| *item == wanted).count())))
         }
         _ => Ok(None),
     }
+}
+
+/// `value[start:stop:step]` by Python's rules.
+fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    match (value.kind(), value.as_str()) {
+        (_, Some(text)) => {
+            let letters: Vec<char> = text.chars().collect();
+            let picked: String = indices(letters.len(), start, stop, step).map(|at| letters[at]).collect();
+            Ok(Value::from(picked))
+        }
+        (ValueKind::Seq | ValueKind::Iterable, _) => {
+            let items = items(value)?;
+            let picked = indices(items.len(), start, stop, step).map(|at| items[at].clone());
+            match value.downcast_object_ref::<Tuple>() {
+                Some(_) => Ok(Value::from(Tuple::from(picked.collect::<Vec<_>>()))),
+                None => Ok(Value::from(picked.collect::<Vec<_>>())),
+            }
+        }
+        (ValueKind::Undefined, _) => Err(ErrorKind::UndefinedError.into()),
+        _ => Ok(Value::UNDEFINED),
+    }
+}
+
+/// The places a slice of `len` items names, in its order; every one is below `len`.
+fn indices(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let len = len as i64;
+    let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let place = |bound: i64| if bound < 0 { bound.saturating_add(len).max(lowest) } else { bound.min(highest) };
+    let first = start.map_or(if step > 0 { lowest } else { highest }, place);
+    let end = stop.map_or(if step > 0 { highest } else { lowest }, place);
+    let has_more = move |at: &i64| if step > 0 { *at < end } else { *at > end };
+    std::iter::successors(Some(first), move |at| at.checked_add(step)).take_while(has_more).map(|at| at as usize)
+}
+
+fn items(value: &Value) -> Result<Vec<Value>, Error> {
+    value.try_iter()?.checked().collect()
 }
 
 fn invalid(message: impl Into<String>) -> Error {

@@ -4,17 +4,20 @@
 //! fixed budget of steps and of bytes. Knows nothing of tokens or of HTTP. The goldens in `tests/fixtures/templates`,
 //! rendered by transformers, are matched byte for byte.
 //!
-//! Differences from Jinja2 that remain: `"%s" % x` (write `"%s"|format(x)`), iterating over `none` is empty where Python
-//! raises, and `x.items` without a call is the key, not the method.
+//! Differences from Jinja2 that remain: `"%s" % x` is refused (`"%s"|format(x)` works), as are `varargs` and `kwargs` in
+//! macros; iterating over `none` is empty where Python raises; `x.items` without a call is the key, not the method; `~`
+//! writes floats beyond 1e16 or below 1e-4 without an exponent.
 
 mod content;
-mod generation;
+mod filters;
 mod methods;
 mod python;
 mod sandbox;
+mod source;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use minijinja::{Environment, ErrorKind, Value};
@@ -109,19 +112,26 @@ impl ChatTemplate {
         let name = if self.has_tool_use && input.tools.is_some() { TOOL_USE } else { DEFAULT };
         let template = self.environment.get_template(name).map_err(|error| template_error(name, &error))?;
         let mut out = sandbox::BoundedOutput::default();
-        match template.render_captured_to(context(input), &mut out) {
-            Ok(_) => Ok(out.into_text()),
-            Err(_) if out.is_full() => {
+        // A conversation is untrusted, and the engine has been seen to index past the end (minijinja 3.0.5, in slices,
+        // see source.rs): its panic must not become the server's. Nothing outlives a rendering but `out`.
+        let rendered =
+            catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context(input), &mut out).map(drop)));
+        match rendered {
+            Ok(Ok(())) => Ok(out.into_text()),
+            Ok(Err(_)) if out.is_full() => {
                 Err(ChatError::Limit { what: "its limit of output bytes", limit: sandbox::MAX_OUTPUT_BYTES as u64 })
             }
-            Err(error) => Err(template_error(name, &error)),
+            Ok(Err(error)) => Err(template_error(name, &error)),
+            Err(_) => {
+                let message = "the template engine failed on this conversation".into();
+                Err(ChatError::Template { name: name.into(), line: 0, message })
+            }
         }
     }
 }
 
 fn add(environment: &mut Environment<'static>, name: &'static str, source: &str) -> Result<(), ChatError> {
-    let source = generation::make_transparent(&generation::unify_newlines(source));
-    environment.add_template_owned(name, source).map_err(|error| ChatError::Syntax {
+    environment.add_template_owned(name, source::prepare(source)).map_err(|error| ChatError::Syntax {
         name: name.into(),
         line: error.line().unwrap_or(0),
         message: describe(&error),

@@ -48,7 +48,8 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
         ValueKind::String => repr_str(value.as_str().unwrap_or_default(), out),
         ValueKind::Map => {
             out.push('{');
-            for (index, key) in value.try_iter()?.enumerate() {
+            for (index, key) in value.try_iter()?.checked().enumerate() {
+                let key = key?;
                 out.push_str(if index > 0 { ", " } else { "" });
                 repr(&key, out, depth + 1)?;
                 out.push_str(": ");
@@ -60,9 +61,9 @@ fn repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
             let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
             out.push(if is_tuple { '(' } else { '[' });
             let mut num_items = 0;
-            for item in value.try_iter()? {
+            for item in value.try_iter()?.checked() {
                 out.push_str(if num_items > 0 { ", " } else { "" });
-                repr(&item, out, depth + 1)?;
+                repr(&item?, out, depth + 1)?;
                 num_items += 1;
             }
             out.push_str(if is_tuple && num_items == 1 { "," } else { "" });
@@ -181,7 +182,8 @@ fn json(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -> Res
         ValueKind::String => json_str(value.as_str().unwrap_or_default(), style, out),
         ValueKind::Map => {
             let mut pairs = Vec::new();
-            for key in value.try_iter()? {
+            for key in value.try_iter()?.checked() {
+                let key = key?;
                 pairs.push((json_key(&key)?, value.get_item(&key)?));
             }
             if style.sort_keys {
@@ -194,7 +196,7 @@ fn json(value: &Value, style: &JsonStyle, out: &mut String, depth: usize) -> Res
             })?;
         }
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
+            let items = value.try_iter()?.checked().collect::<Result<Vec<Value>, Error>>()?;
             json_items(style, out, depth, ['[', ']'], items, |item, out| json(&item, style, out, depth + 1))?;
         }
         kind => {
