@@ -1,4 +1,23 @@
 //! Continuous batching as a pure core: no actix, no clock, no IO. Cores take `now` and return values.
 
+mod admit;
+mod complete;
+mod config;
+mod form;
 pub mod job;
+mod lane;
+mod place;
 pub mod plan;
+mod queue;
+mod sequence;
+mod steal;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{DoesNotFit, LaneConfig, LaneConfigError};
+pub use lane::{Lane, LaneStats, Planned};
+pub use place::{LaneLoad, place};
+pub use steal::{SearchGate, SearchPermit, StealWindow, VictimOrder, search, steal_half};
+pub use window::{FifoWindow, Window};

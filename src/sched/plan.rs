@@ -13,7 +13,8 @@ pub struct SeqId(pub u64);
 #[derive(Debug, Clone, Default)]
 pub struct StepPlan {
     pub step: u64,
-    /// Whole KV blocks to copy `(from, to)` before anything is computed.
+    /// Whole KV blocks to copy `(from, to)` before anything is computed. No block is both a source and a target of
+    /// one step, nor twice a target: the copies may be made in any order.
     pub copies: Vec<(u32, u32)>,
     pub rows: Vec<SeqRows>,
 }

@@ -129,6 +129,8 @@ fn what_cannot_be_run_fails_the_step_and_names_the_sequence() {
         other => panic!("{other:?}"),
     };
     assert!(failure(rows(41, &[5, 320], 0, &[0])).contains("token 320 of sequence 41"));
+    let blocks: Vec<u32> = (0..33).collect();
+    assert!(failure(rows(40, &[5, 5], 511, &blocks)).contains("sequence 40 has 513 positions; at most 512"));
     assert!(failure(rows(42, &[], 0, &[0])).contains("sequence 42"));
     // Position 16 of a sequence whose first block was never written: this device starts its cache as not-a-number.
     let mut unwritten = rows(43, &[5], 16, &[20, 21]);

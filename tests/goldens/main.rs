@@ -138,51 +138,60 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     }
 }
 
-macro_rules! goldens {
-    ($($test:ident: $name:literal, moe: $moe:literal;)*) => {$(
+/// Every check of one golden model on one device.
+macro_rules! golden {
+    ($device:expr, $test:ident, $name:literal, $is_moe:literal) => {
         mod $test {
             use super::*;
 
             #[test]
-            fn naive_f32() {
-                check_f32($name, Naive::new, &[usize::MAX, 5]);
+            fn f32() {
+                check_f32($name, $device, &[usize::MAX, 16, 5, 1]);
             }
 
             #[test]
-            fn naive_bf16() {
-                check_bf16($name, Naive::new, $moe);
-                if $moe {
-                    check_forced($name, Naive::new);
+            fn bf16() {
+                check_bf16($name, $device, $is_moe);
+                if $is_moe {
+                    check_forced($name, $device);
                 }
             }
 
             #[test]
-            fn naive_batched() {
-                check_batched($name, Naive::new);
+            fn batched() {
+                check_batched($name, $device);
             }
         }
-    )*};
+    };
 }
 
-goldens! {
-    gemma2: "gemma2", moe: false;
-    gemma3: "gemma3", moe: false;
-    granite: "granite", moe: false;
-    llama: "llama", moe: false;
-    llama_biased: "llama-biased", moe: false;
-    llama_head80_gqa8: "llama-head80-gqa8", moe: false;
-    llama_linear_rope: "llama-linear-rope-old-style", moe: false;
-    llama_yarn: "llama-yarn-head64", moe: false;
-    llama3_scaled_rope_tied: "llama3-scaled-rope-tied", moe: false;
-    mistral_window: "mistral-window", moe: false;
-    mixtral: "mixtral", moe: true;
-    olmo2: "olmo2", moe: false;
-    phi3: "phi3", moe: false;
-    phi3_longrope: "phi3-longrope", moe: false;
-    qwen2_old_style: "qwen2-head128-old-style", moe: false;
-    qwen2_tied: "qwen2-tied", moe: false;
-    qwen3: "qwen3", moe: false;
-    qwen3_moe: "qwen3-moe", moe: true;
-    qwen3_moe_no_renorm: "qwen3-moe-no-renorm", moe: true;
-    smollm3_nope: "smollm3-nope", moe: false;
+macro_rules! goldens {
+    ($module:ident, $device:expr) => {
+        mod $module {
+            use super::*;
+
+            golden!($device, gemma2, "gemma2", false);
+            golden!($device, gemma3, "gemma3", false);
+            golden!($device, granite, "granite", false);
+            golden!($device, llama, "llama", false);
+            golden!($device, llama_biased, "llama-biased", false);
+            golden!($device, llama_head80_gqa8, "llama-head80-gqa8", false);
+            golden!($device, llama_linear_rope, "llama-linear-rope-old-style", false);
+            golden!($device, llama_yarn, "llama-yarn-head64", false);
+            golden!($device, llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
+            golden!($device, mistral_window, "mistral-window", false);
+            golden!($device, mixtral, "mixtral", true);
+            golden!($device, olmo2, "olmo2", false);
+            golden!($device, phi3, "phi3", false);
+            golden!($device, phi3_longrope, "phi3-longrope", false);
+            golden!($device, qwen2_old_style, "qwen2-head128-old-style", false);
+            golden!($device, qwen2_tied, "qwen2-tied", false);
+            golden!($device, qwen3, "qwen3", false);
+            golden!($device, qwen3_moe, "qwen3-moe", true);
+            golden!($device, qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
+            golden!($device, smollm3_nope, "smollm3-nope", false);
+        }
+    };
 }
+
+goldens!(naive_device, Naive::new);

@@ -147,7 +147,7 @@ impl Shared<'_> {
         };
         let factor = own_factor.or(self.config.positive_opt("partial_rotary_factor")?).unwrap_or(1.0);
         let dim = (self.context.head_dim as f64 * factor) as usize;
-        if factor > 1.0 || dim < 2 || dim % 2 != 0 {
+        if factor > 1.0 || dim < 2 || !dim.is_multiple_of(2) {
             let expected = format!("a factor that gives an even part of head_dim {}", self.context.head_dim);
             return Err(SpecError::invalid("partial_rotary_factor", factor, expected));
         }

@@ -1,0 +1,209 @@
+//! What a step's outcome does to the sequences in it.
+
+use rustc_hash::FxHashMap;
+
+use super::job::{Branch, Delivery, Event, Finish, Job};
+use super::lane::Lane;
+use super::plan::{SeqId, SeqOutput, SeqRows, StepOutput};
+use super::sequence::Sequence;
+use crate::kv::TokenParts;
+use crate::sample::{Sampled, TokenLogprobs};
+
+/// The step that an executor is busy with.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub step: u64,
+    pub rows: Vec<InFlightRow>,
+}
+
+#[derive(Debug)]
+pub(super) struct InFlightRow {
+    seq: SeqId,
+    start: usize,
+    end: usize,
+    num_samples: usize,
+    num_prompt_logprobs: usize,
+}
+
+impl InFlightRow {
+    pub fn new(rows: &SeqRows) -> Self {
+        let start = rows.start as usize;
+        Self {
+            seq: rows.seq,
+            start,
+            end: start + rows.tokens.len(),
+            num_samples: rows.samples.len(),
+            num_prompt_logprobs: rows
+                .prompt_logprobs
+                .map_or(0, |wanted| rows.tokens.len() - usize::from(wanted.next.is_none())),
+        }
+    }
+
+    fn is_answered_by(&self, output: &SeqOutput) -> bool {
+        self.seq == output.seq
+            && self.num_samples == output.sampled.len()
+            && self.num_prompt_logprobs == output.prompt_logprobs.len()
+    }
+}
+
+impl<S: Clone> Lane<S> {
+    /// The step in flight is done. The output of any other step (one that was given up) is ignored; an output that
+    /// does not answer the plan is a failed step.
+    pub fn complete(&mut self, output: StepOutput) -> Vec<Delivery<S>> {
+        let Some(flight) = self.in_flight.take_if(|flight| flight.step == output.step) else {
+            return self.outbox.take();
+        };
+        let is_answered = flight.rows.len() == output.rows.len()
+            && flight.rows.iter().zip(&output.rows).all(|(row, output)| row.is_answered_by(output));
+        if !is_answered {
+            self.in_flight = Some(flight);
+            return self.fail("the executor's output does not match its plan");
+        }
+        self.forget_step();
+        let mut places: FxHashMap<SeqId, usize> = self.running.iter().enumerate().map(|(i, seq)| (seq.id, i)).collect();
+        let mut forks = Vec::new();
+        for (row, output) in flight.rows.iter().zip(output.rows) {
+            // A sequence that the text side ended meanwhile has left; its row is dropped.
+            if let Some(index) = places.remove(&row.seq) {
+                self.apply(index, row, output, &mut forks);
+            }
+        }
+        self.release_ended();
+        if !forks.is_empty() {
+            self.running.append(&mut forks);
+            self.running.sort_by_key(|seq| seq.job.age());
+        }
+        self.outbox.take()
+    }
+
+    /// The step in flight failed, and left no token behind. Its sequences lose their KV and wait again, tokens kept,
+    /// each under suspicion: it runs alone until it has got past where it was. One that fails again before that is
+    /// the cause, or as good as, and ends as [`Finish::Failed`]; so one bad request takes nobody down with it.
+    pub fn fail(&mut self, error: &str) -> Vec<Delivery<S>> {
+        let Some(flight) = self.in_flight.take() else { return self.outbox.take() };
+        self.forget_step();
+        self.totals.failed_steps += 1;
+        for row in &flight.rows {
+            let Some(index) = self.running.iter().position(|seq| seq.id == row.seq) else { continue };
+            let mut seq = self.running.remove(index);
+            if seq.job.cancel.is_set() {
+                self.end(seq, &Finish::Cancelled);
+            } else if seq.job.progress.suspect_until.is_some() {
+                self.end(seq, &Finish::Failed(error.to_owned()));
+            } else {
+                seq.job.progress.suspect_until = Some(row.end as u32);
+                self.requeue(seq);
+            }
+        }
+        self.outbox.take()
+    }
+
+    /// The device's memory was lost with its executor: as [`Lane::fail`], and everything else that ran waits again
+    /// too, unsuspected; nothing is cached any more.
+    pub fn lose_memory(&mut self, error: &str) -> Vec<Delivery<S>> {
+        let deliveries = self.fail(error);
+        for seq in std::mem::take(&mut self.running) {
+            self.requeue(seq);
+        }
+        self.kv.forget_all();
+        deliveries
+    }
+
+    pub(super) fn forget_step(&mut self) {
+        self.in_flight = None;
+        for block in std::mem::take(&mut self.pinned) {
+            self.kv.unpin(block);
+        }
+    }
+
+    fn apply(&mut self, index: usize, row: &InFlightRow, output: SeqOutput, forks: &mut Vec<Sequence<S>>) {
+        let Self { kv, running, outbox, totals, .. } = self;
+        let seq = &mut running[index];
+        if seq.job.cancel.is_set() {
+            outbox.tell(&seq.job, seq.finished(&Finish::Cancelled));
+            seq.job.branches.clear();
+            return;
+        }
+        totals.prefill_tokens += (row.end - row.start - usize::from(seq.is_decoding())) as u64;
+        let Sequence { job, table, .. } = seq;
+        let output_tokens = job.branches.first().map_or(&[][..], |branch| &branch.output);
+        kv.advance(table, row.end, TokenParts { prompt: &job.prompt, output: output_tokens });
+        job.progress.suspect_until.take_if(|until| row.end >= *until as usize);
+        let mut events = seq.first_events(row, output.prompt_logprobs);
+        if row.num_samples == 0 && row.end == seq.num_tokens() {
+            // Nothing was to be drawn (`max_tokens` is 0): the prompt was all.
+            events.append(&mut seq.finished(&Finish::Length));
+            seq.job.branches.clear();
+        }
+        let drawn = self.draw(index, output.sampled, &mut events);
+        self.spread(index, drawn, forks);
+        self.outbox.tell(&self.running[index].job, events);
+    }
+
+    /// Appends the drawn tokens to their branches and returns the branches that go on. Leaves the job without any
+    /// when something was drawn.
+    fn draw(&mut self, index: usize, sampled: Vec<Sampled>, events: &mut Vec<Event>) -> Option<Vec<Branch>> {
+        if sampled.is_empty() {
+            return None;
+        }
+        let max_sequence_tokens = self.config.max_sequence_tokens();
+        let seq = &mut self.running[index];
+        let mut going_on = Vec::with_capacity(sampled.len());
+        for (mut branch, sampled) in std::mem::take(&mut seq.job.branches).into_iter().zip(sampled) {
+            if seq.job.cancel.is_finished(branch.choice) {
+                continue;
+            }
+            self.totals.output_tokens += 1;
+            let (choice, token) = (branch.choice, sampled.token);
+            branch.output.push(token);
+            events.push(Event::Token { choice, sampled });
+            seq.job.branches.push(branch);
+            let finish = seq.finish_after(token, max_sequence_tokens);
+            let branch = seq.job.branches.pop();
+            match finish {
+                Some(finish) => events.push(Event::Finished { choice, finish }),
+                None => going_on.extend(branch),
+            }
+        }
+        Some(going_on)
+    }
+
+    /// One sequence for each branch: the first keeps the table, the others fork it.
+    fn spread(&mut self, index: usize, branches: Option<Vec<Branch>>, forks: &mut Vec<Sequence<S>>) {
+        let Some(branches) = branches else { return };
+        let mut branches = branches.into_iter();
+        let first = branches.next();
+        for branch in branches {
+            let id = self.next_seq_id();
+            let seq = &self.running[index];
+            let job = Job { branches: vec![branch], ..seq.job.clone() };
+            forks.push(Sequence { id, job, table: self.kv.fork(&seq.table), queued_us: 0, cached_tokens: 0 });
+        }
+        self.running[index].job.branches.extend(first);
+    }
+
+    /// Sequences that [`Lane::apply`] left without a branch.
+    fn release_ended(&mut self) {
+        let kv = &mut self.kv;
+        let ended = self.running.extract_if(.., |seq| seq.job.branches.is_empty());
+        ended.for_each(|seq| kv.release(seq.table));
+    }
+}
+
+impl<S> Sequence<S> {
+    /// What is told once: that it started, and the prompt's log-probabilities that were not delivered before.
+    fn first_events(&mut self, row: &InFlightRow, logprobs: Vec<TokenLogprobs>) -> Vec<Event> {
+        let mut events = Vec::new();
+        if !std::mem::replace(&mut self.job.progress.started, true) {
+            events.push(Event::Started { queued_us: self.queued_us, cached_tokens: self.cached_tokens });
+        }
+        // The first entry is the log-probability of the token after `row.start`; `delivered` counts from token 1.
+        let delivered = self.job.progress.num_prompt_logprobs;
+        let fresh: Vec<_> = logprobs.into_iter().skip((delivered as usize).saturating_sub(row.start)).collect();
+        if !fresh.is_empty() {
+            self.job.progress.num_prompt_logprobs += fresh.len() as u32;
+            events.push(Event::Prompt(fresh));
+        }
+        events
+    }
+}

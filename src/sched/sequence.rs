@@ -1,0 +1,108 @@
+//! A job that has been admitted: it holds KV blocks.
+
+use std::sync::Arc;
+
+use super::job::{Branch, Event, Finish, Job};
+use super::plan::{PromptLogprobs, SeqId};
+use crate::kv::{BlockTable, TokenParts};
+use crate::model::TokenId;
+use crate::sample::{History, SampleSpec};
+
+/// One sequence of tokens and its blocks. It stands for all choices of its job until the prompt is computed, and for
+/// one choice from then on.
+#[derive(Debug)]
+pub(super) struct Sequence<S> {
+    pub id: SeqId,
+    pub job: Job<S>,
+    pub table: BlockTable,
+    /// Reported once, with the first step that succeeds.
+    pub queued_us: u64,
+    pub cached_tokens: u32,
+}
+
+impl<S> Sequence<S> {
+    /// Tokens known so far.
+    pub fn num_tokens(&self) -> usize {
+        self.job.num_tokens()
+    }
+
+    /// Tokens known but not computed; never 0 between steps.
+    pub fn num_pending(&self) -> usize {
+        self.num_tokens() - self.table.num_tokens()
+    }
+
+    /// Takes one row in every step.
+    pub fn is_decoding(&self) -> bool {
+        self.num_pending() == 1 && !self.output().is_empty()
+    }
+
+    /// Running sequences it counts for: a prompt with `n` choices becomes `n`.
+    pub fn num_branches(&self) -> usize {
+        self.job.branches.len()
+    }
+
+    pub fn output(&self) -> &[TokenId] {
+        self.job.branches.first().map_or(&[], |branch| &branch.output)
+    }
+
+    pub fn tokens(&self) -> TokenParts<'_> {
+        TokenParts { prompt: &self.job.prompt, output: self.output() }
+    }
+
+    /// Draws that a step ending at `end` tokens makes: none before the last known token.
+    pub fn samples(&self, end: usize, no_tokens: &Arc<[TokenId]>) -> Vec<SampleSpec> {
+        if end < self.num_tokens() || self.job.stop.max_tokens == 0 {
+            return Vec::new();
+        }
+        self.job.branches.iter().map(|branch| self.sample(branch, no_tokens)).collect()
+    }
+
+    fn sample(&self, branch: &Branch, no_tokens: &Arc<[TokenId]>) -> SampleSpec {
+        let index = branch.output.len() as u32;
+        let params = &self.job.params;
+        let banned = if index < self.job.stop.min_tokens { &self.job.stop.stop_tokens } else { no_tokens };
+        SampleSpec {
+            params: params.clone(),
+            choice: branch.choice,
+            index,
+            history: params
+                .needs_history()
+                .then(|| History { prompt: self.job.prompt.clone(), output: branch.output.clone() }),
+            banned: banned.clone(),
+        }
+    }
+
+    /// What a chunk that ends at `end` tokens must report about the prompt.
+    pub fn prompt_logprobs(&self, end: usize) -> Option<PromptLogprobs> {
+        let top = self.job.prompt_logprobs?;
+        self.lacks_prompt_logprobs().then(|| PromptLogprobs { top, next: self.job.prompt.get(end).copied() })
+    }
+
+    pub fn lacks_prompt_logprobs(&self) -> bool {
+        lacks_prompt_logprobs(&self.job)
+    }
+
+    /// Why its first branch ends with the token just appended, if it does.
+    pub fn finish_after(&self, token: TokenId, max_sequence_tokens: usize) -> Option<Finish> {
+        let (stop, num_output) = (&self.job.stop, self.output().len());
+        // A stop token among the first `min_tokens` was banned; one that is drawn nevertheless does not count.
+        if num_output > stop.min_tokens as usize && stop.stop_tokens.contains(&token) {
+            return Some(Finish::Stop);
+        }
+        let is_full = num_output >= stop.max_tokens as usize || self.num_tokens() >= max_sequence_tokens;
+        is_full.then_some(Finish::Length)
+    }
+
+    /// `Finished` for every branch.
+    pub fn finished(&self, finish: &Finish) -> Vec<Event> {
+        finished(&self.job, finish)
+    }
+}
+
+pub(super) fn lacks_prompt_logprobs<S>(job: &Job<S>) -> bool {
+    job.prompt_logprobs.is_some() && (job.progress.num_prompt_logprobs as usize) + 1 < job.prompt.len()
+}
+
+pub(super) fn finished<S>(job: &Job<S>, finish: &Finish) -> Vec<Event> {
+    job.branches.iter().map(|branch| Event::Finished { choice: branch.choice, finish: finish.clone() }).collect()
+}
