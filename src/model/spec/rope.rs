@@ -49,7 +49,8 @@ pub(super) fn parse(config: Fields, context: &RopeContext) -> Result<RopePair, S
         }
         let of = |name: &'static str, path: &'static str| {
             let value = fields.object_opt(name)?.ok_or_else(|| fields.missing(name, "an object of rope parameters"))?;
-            shared.resolve(Some(Fields::new(value, path)?), None)
+            let own = Fields::new(value, path)?;
+            shared.resolve(Some(own), Some(own.positive("rope_theta")?))
         };
         let full = of("full_attention", "rope_parameters.full_attention")?;
         let windowed = of("sliding_attention", "rope_parameters.sliding_attention")?;
