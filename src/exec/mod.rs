@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::sched::plan::{StepOutput, StepPlan};
 
+pub mod cpu;
+
 /// Tokens in one KV block.
 pub use crate::kv::BLOCK_TOKENS;
 
