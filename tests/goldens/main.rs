@@ -5,6 +5,7 @@ mod harness;
 mod naive;
 mod routed;
 
+use garrick::exec::cpu::{CpuOps, CpuOptions, Isa};
 use garrick::model::ops::{KvDtype, Ops};
 use harness::{Golden, Model, Rows, max_difference, median_rms, rms, scattered_table};
 use naive::Naive;
@@ -138,60 +139,73 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     }
 }
 
-/// Every check of one golden model on one device.
+/// The CPU device with each instruction set that this machine has.
+fn cpus() -> Vec<impl Fn() -> CpuOps> {
+    let new = |isa| move || CpuOps::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();
+    Isa::available().map(new).collect()
+}
+
+/// Every check of one golden model on some devices.
 macro_rules! golden {
-    ($device:expr, $test:ident, $name:literal, $is_moe:literal) => {
+    ($devices:expr, $test:ident, $name:literal, $is_moe:literal) => {
         mod $test {
             use super::*;
 
             #[test]
             fn f32() {
-                check_f32($name, $device, &[usize::MAX, 16, 5, 1]);
+                for device in $devices {
+                    check_f32($name, device, &[usize::MAX, 16, 5, 1]);
+                }
             }
 
             #[test]
             fn bf16() {
-                check_bf16($name, $device, $is_moe);
-                if $is_moe {
-                    check_forced($name, $device);
+                for device in $devices {
+                    check_bf16($name, &device, $is_moe);
+                    if $is_moe {
+                        check_forced($name, &device);
+                    }
                 }
             }
 
             #[test]
             fn batched() {
-                check_batched($name, $device);
+                for device in $devices {
+                    check_batched($name, device);
+                }
             }
         }
     };
 }
 
 macro_rules! goldens {
-    ($module:ident, $device:expr) => {
+    ($module:ident, $devices:expr) => {
         mod $module {
             use super::*;
 
-            golden!($device, gemma2, "gemma2", false);
-            golden!($device, gemma3, "gemma3", false);
-            golden!($device, granite, "granite", false);
-            golden!($device, llama, "llama", false);
-            golden!($device, llama_biased, "llama-biased", false);
-            golden!($device, llama_head80_gqa8, "llama-head80-gqa8", false);
-            golden!($device, llama_linear_rope, "llama-linear-rope-old-style", false);
-            golden!($device, llama_yarn, "llama-yarn-head64", false);
-            golden!($device, llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
-            golden!($device, mistral_window, "mistral-window", false);
-            golden!($device, mixtral, "mixtral", true);
-            golden!($device, olmo2, "olmo2", false);
-            golden!($device, phi3, "phi3", false);
-            golden!($device, phi3_longrope, "phi3-longrope", false);
-            golden!($device, qwen2_old_style, "qwen2-head128-old-style", false);
-            golden!($device, qwen2_tied, "qwen2-tied", false);
-            golden!($device, qwen3, "qwen3", false);
-            golden!($device, qwen3_moe, "qwen3-moe", true);
-            golden!($device, qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
-            golden!($device, smollm3_nope, "smollm3-nope", false);
+            golden!($devices, gemma2, "gemma2", false);
+            golden!($devices, gemma3, "gemma3", false);
+            golden!($devices, granite, "granite", false);
+            golden!($devices, llama, "llama", false);
+            golden!($devices, llama_biased, "llama-biased", false);
+            golden!($devices, llama_head80_gqa8, "llama-head80-gqa8", false);
+            golden!($devices, llama_linear_rope, "llama-linear-rope-old-style", false);
+            golden!($devices, llama_yarn, "llama-yarn-head64", false);
+            golden!($devices, llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
+            golden!($devices, mistral_window, "mistral-window", false);
+            golden!($devices, mixtral, "mixtral", true);
+            golden!($devices, olmo2, "olmo2", false);
+            golden!($devices, phi3, "phi3", false);
+            golden!($devices, phi3_longrope, "phi3-longrope", false);
+            golden!($devices, qwen2_old_style, "qwen2-head128-old-style", false);
+            golden!($devices, qwen2_tied, "qwen2-tied", false);
+            golden!($devices, qwen3, "qwen3", false);
+            golden!($devices, qwen3_moe, "qwen3-moe", true);
+            golden!($devices, qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
+            golden!($devices, smollm3_nope, "smollm3-nope", false);
         }
     };
 }
 
-goldens!(naive_device, Naive::new);
+goldens!(naive_device, [Naive::new]);
+goldens!(cpu, cpus());
