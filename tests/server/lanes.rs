@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::fixture::{COMPLETIONS, Launch, Server, completion};
+use crate::fixture::{COMPLETIONS, Launch, Request, Server, completion};
 
 fn answers(server: &Server, num: u64) -> Vec<String> {
     let one = |i: u64| {
@@ -32,6 +32,27 @@ fn a_burst_is_shared_and_answered_as_by_one_lane() {
     }
     let one = Launch::fake(slow).start();
     assert_eq!(answers(&one, 64), shared, "tokens do not depend on lanes or batches");
+}
+
+/// The end of an answer may overtake the word that it was begun.
+#[test]
+fn answers_of_one_step_are_answers() {
+    let server = Launch::fake("fake").arg("--lanes").arg("2").start();
+    thread::scope(|scope| {
+        for client in 0..8 {
+            let server = &server;
+            scope.spawn(move || {
+                let mut connection = server.connect();
+                for i in 0..40 {
+                    let prompt: Vec<_> = (0..1 + (i + client) % 4).map(|p| format!("{p}")).collect();
+                    let streamed = i % 2 == 0;
+                    let body = completion(json!({"prompt": prompt, "max_tokens": 1, "stream": streamed}));
+                    let answer = connection.ask(&Request::post(COMPLETIONS, &body));
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn leaving_a_stream_ends_its_work() {
 
 #[test]
 fn leaving_a_stream_that_is_silent_ends_its_work() {
-    // Its first step takes a minute, so the client is gone long before anything could be written.
+    // A step takes seconds, so the client is gone long before anything could be written.
     for how in ALL {
         let server = Launch::fake("fake:wedge_at_step=2,wedge_ms=3000").start();
         let stream = server.stream(CHAT, &endless(json!({"stream": true})));
