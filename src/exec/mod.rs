@@ -3,6 +3,7 @@
 //! Never knows about requests, queues, tenants or HTTP.
 
 pub mod fake;
+pub mod runner;
 
 use std::time::Duration;
 

@@ -2,10 +2,12 @@
 
 mod harness;
 mod naive;
+mod routed;
 
 use garrick::model::ops::{KvDtype, Ops};
-use harness::{Golden, Model, max_difference, median_rms, rms};
+use harness::{Golden, Model, Rows, max_difference, median_rms, rms, scattered_table};
 use naive::Naive;
+use routed::{Route, Routed};
 
 const MAX_DIFFERENCE: f32 = 2e-3;
 /// Past a smaller gap between the two best logits, a continuation may rightly differ.
@@ -54,6 +56,11 @@ fn check_f32<O: Ops>(name: &str, new_ops: impl Fn() -> O, chunks: &[usize]) {
     }
 }
 
+/// With bf16 K and V, rounding may turn a near-tie between two experts, and everything after it follows: there, the
+/// median position is judged. In this prompt the tie falls on position 6 of 64, in the first layer, so that most
+/// positions come after; [`check_forced`] shows that nothing but that tie is behind the difference.
+const EARLY_TIE: (&str, usize) = ("mixtral", 4);
+
 fn check_bf16<O: Ops>(name: &str, new_ops: impl Fn() -> O, is_moe: bool) {
     let golden = Golden::read(name);
     for case in cases(name, golden.prompts.len()) {
@@ -63,8 +70,69 @@ fn check_bf16<O: Ops>(name: &str, new_ops: impl Fn() -> O, is_moe: bool) {
             let logits = model.prefill(prompt, 16);
             let error = if is_moe { median_rms(&logits, expected, model.vocab) } else { rms(&logits, expected) };
             let bound = golden.bf16_error[i].rms;
-            assert!(error <= bound, "{name}, prompt {i}: rms error {error} above {bound}");
+            assert!(error <= bound || EARLY_TIE == (name, i), "{name}, prompt {i}: rms error {error} above {bound}");
             assert!(error > 0.0, "{name}, prompt {i}: the cache cannot have been bf16");
+        }
+    }
+}
+
+/// Mixture of experts with bf16 K and V, and the experts that the float32 run chose.
+fn check_forced<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
+    let golden = Golden::read(name);
+    let mut reference = Model::load(Routed::new(new_ops(), None), name, KvDtype::F32, None);
+    let mut model = Model::load(Routed::new(new_ops(), None), name, KvDtype::Bf16, None);
+    for (i, prompt) in golden.prompts.iter().enumerate() {
+        let expected = &golden.logits[i];
+        reference.ops.restart(None);
+        reference.prefill(prompt, 1);
+        let routes = reference.ops.chosen.clone();
+        // Forcing what would be chosen anyway changes nothing: the wrapper computes what the device does.
+        reference.ops.restart(Some(routes.clone()));
+        let (difference, position) = max_difference(&reference.prefill(prompt, 1), expected, reference.vocab);
+        assert!(difference <= MAX_DIFFERENCE, "{name}, prompt {i}: {difference} at position {position}");
+
+        model.ops.restart(Some(routes.clone()));
+        let error = rms(&model.prefill(prompt, 1), expected);
+        let bound = golden.bf16_error[i].rms;
+        assert!(error <= bound, "{name}, prompt {i}: rms error {error} above {bound} with forced routing");
+
+        if EARLY_TIE == (name, i) {
+            model.ops.restart(None);
+            model.prefill(prompt, 1);
+            let differs = |(a, b): (&Route, &Route)| a.experts != b.experts;
+            let first = routes.iter().zip(&model.ops.chosen).position(differs).expect("an expert chosen differently");
+            assert_eq!(first, 6 * model.decoder.spec().layers.len(), "position 6, first layer");
+            assert!(routes[first].margin < 0.01, "not a tie: {}", routes[first].margin);
+        }
+    }
+}
+
+/// Sequences of different lengths in one batch, prompt chunks beside decodes, are to the bit what each is alone.
+fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
+    let golden = Golden::read(name);
+    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        let mut together = Model::load(new_ops(), name, dtype, None);
+        let mut alone = Model::load(new_ops(), name, dtype, None);
+        let tables: Vec<Vec<u32>> = scattered_table().chunks(10).map(<[u32]>::to_vec).collect();
+        // The first `split` tokens of each prompt in one step, the rest (or up to 20 of it) in another.
+        let splits = [1, 3, 16, 16, 63, 130];
+        for step in 0..2 {
+            let rows = |i: usize| {
+                let prompt = &golden.prompts[i];
+                let split = splits[i];
+                let (start, end) = if step == 0 { (0, split) } else { (split, prompt.len().min(split + 20)) };
+                Rows { tokens: &prompt[start..end], start, table: &tables[i] }
+            };
+            let sequences: Vec<Rows> = (0..splits.len()).map(rows).filter(|rows| !rows.tokens.is_empty()).collect();
+            let logits = together.step(&sequences);
+            let mut rest = &logits[..];
+            for sequence in &sequences {
+                let (own, after) = rest.split_at(sequence.tokens.len() * together.vocab);
+                rest = after;
+                let expected = alone.step(std::slice::from_ref(sequence));
+                let is_same = own.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(is_same, "{name}, {dtype:?}: {} rows from {}", sequence.tokens.len(), sequence.start);
+            }
         }
     }
 }
@@ -82,6 +150,14 @@ macro_rules! goldens {
             #[test]
             fn naive_bf16() {
                 check_bf16($name, Naive::new, $moe);
+                if $moe {
+                    check_forced($name, Naive::new);
+                }
+            }
+
+            #[test]
+            fn naive_batched() {
+                check_batched($name, Naive::new);
             }
         }
     )*};

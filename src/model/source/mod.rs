@@ -1,13 +1,34 @@
 //! Opens a model from disk, whatever its packaging (Hugging Face folder or GGUF file), and validates all of it
 //! before any device is touched.
 
+mod folder;
+mod generation;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::TokenId;
+use super::gguf;
 use super::spec::Spec;
 use super::text::Tokenizer;
-use super::weights::Tensor;
+use super::weights::{Tensor, WeightsError};
+
+/// Called with bytes done and bytes in all, from any thread, while a file is converted as it is opened.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Opens a Hugging Face checkpoint folder or a `.gguf` file and checks all of it: configuration, tokenizer, and that
+/// every tensor has its place and shape. `max_model_len` is the context length to serve, if one was chosen.
+pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    match std::fs::metadata(path) {
+        Err(error) => Err(ModelError::file(path, error.to_string())),
+        Ok(metadata) if metadata.is_dir() => folder::open(path, max_model_len),
+        Ok(_) if is_gguf => gguf::open(path, max_model_len, progress),
+        Ok(_) => Err(ModelError::file(path, "neither a folder with config.json and safetensors, nor a .gguf file")),
+    }
+}
 
 /// A model that has been opened and validated; nothing is on a device yet.
 pub struct ModelSource {
@@ -49,6 +70,8 @@ pub struct GenerationDefaults {
 pub enum ModelError {
     #[error("{path}: {message}")]
     File { path: String, message: String },
+    #[error("{path}: {error}")]
+    Weights { path: String, error: WeightsError },
 }
 
 impl ModelError {

@@ -1,0 +1,184 @@
+//! Runs step plans on a model: plan → batch → logits → tokens.
+//!
+//! Owns one device, the decoder on it and its KV memory. Never knows why a plan is as it is.
+//!
+//! Invariant: what a sequence gets depends on its own rows only; a failed step leaves nothing behind but K and V in
+//! slots that the plan named, which a retry overwrites.
+
+use std::time::Instant;
+
+use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
+use crate::model::decoder::Decoder;
+use crate::model::ops::{Batch, KvDtype, Ops, Span};
+use crate::model::spec::Spec;
+use crate::sample::{self, Scratch};
+use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
+
+/// An [`Executor`] over any device that offers [`Ops`].
+pub struct ModelExecutor<O: Ops> {
+    info: ExecutorInfo,
+    ops: O,
+    decoder: Decoder<O>,
+    batch: Batch,
+    scratch: Scratch,
+    /// The logits of one draw, which the sampler changes in place.
+    row: Vec<f32>,
+}
+
+/// Bytes of one KV block over all layers, K and V.
+pub fn kv_block_bytes(spec: &Spec, dtype: KvDtype) -> usize {
+    2 * spec.layers.len() * BLOCK_TOKENS * spec.kv_width() * dtype.bytes()
+}
+
+impl<O: Ops> ModelExecutor<O> {
+    /// Allocates `num_blocks` KV blocks. `device` is what people are told, e.g. `cpu (AVX-512, 2 threads)`.
+    pub fn new(mut ops: O, decoder: Decoder<O>, device: String, dtype: KvDtype, num_blocks: usize) -> Self {
+        let spec = decoder.spec();
+        ops.allocate_kv(spec, dtype, num_blocks);
+        let kv_bytes = num_blocks * kv_block_bytes(spec, dtype);
+        let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
+        Self { info, ops, decoder, batch: Batch::default(), scratch: Scratch::default(), row: Vec::new() }
+    }
+
+    /// Token ids come from clients in the end: they are checked in release builds too.
+    fn check(&self, plan: &StepPlan) -> Result<(), ExecError> {
+        let vocab_size = self.info.vocab_size;
+        for rows in &plan.rows {
+            if let Some(token) = rows.tokens.iter().find(|token| **token as usize >= vocab_size) {
+                let message =
+                    format!("token {token} of sequence {} is outside the vocabulary of {vocab_size}", rows.seq.0);
+                return Err(ExecError::Failed(message));
+            }
+            let end = rows.start as usize + rows.tokens.len();
+            if rows.tokens.is_empty() {
+                return Err(ExecError::Failed(format!("the plan has no tokens for sequence {}", rows.seq.0)));
+            }
+            debug_assert!(rows.blocks.len() * BLOCK_TOKENS >= end, "sequence {}: table too short", rows.seq.0);
+            debug_assert!(rows.blocks.iter().all(|block| (*block as usize) < self.info.num_blocks));
+        }
+        Ok(())
+    }
+}
+
+impl<O: Ops + Send> Executor for ModelExecutor<O>
+where
+    Decoder<O>: Send,
+{
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError> {
+        let started = Instant::now();
+        self.check(plan)?;
+        if !plan.copies.is_empty() {
+            self.ops.copy_blocks(&plan.copies);
+        }
+        let mut rows = Vec::with_capacity(plan.rows.len());
+        if !plan.rows.is_empty() {
+            fill(&mut self.batch, plan);
+            debug_assert!(are_distinct(&self.batch.slots), "two rows of a step share a slot");
+            let logits = self.decoder.forward(&mut self.ops, &self.batch);
+            let mut draw = Draw {
+                logits: logits.chunks_exact(self.info.vocab_size),
+                row: &mut self.row,
+                scratch: &mut self.scratch,
+            };
+            for sequence in &plan.rows {
+                rows.push(draw.sequence(sequence)?);
+            }
+        }
+        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
+    }
+}
+
+/// Lays the sequences of a plan out one after the other, reusing the batch's buffers.
+fn fill(batch: &mut Batch, plan: &StepPlan) {
+    let Batch { tokens, positions, slots, spans, tables, logit_rows } = batch;
+    tokens.clear();
+    positions.clear();
+    slots.clear();
+    spans.clear();
+    tables.clear();
+    logit_rows.clear();
+    for rows in &plan.rows {
+        let row_start = tokens.len() as u32;
+        let num_rows = rows.tokens.len() as u32;
+        let end = rows.start + num_rows;
+        let table = &rows.blocks[..(end as usize).div_ceil(BLOCK_TOKENS)];
+        spans.push(Span {
+            row_start,
+            num_rows,
+            first_position: rows.start,
+            table_start: tables.len() as u32,
+            num_blocks: table.len() as u32,
+        });
+        tokens.extend_from_slice(&rows.tokens);
+        positions.extend(rows.start..end);
+        let block = BLOCK_TOKENS as u32;
+        slots.extend((rows.start..end).map(|p| table[(p / block) as usize] * block + p % block));
+        tables.extend_from_slice(table);
+        let first = if rows.prompt_logprobs.is_some() { 0 } else { num_rows - 1 };
+        let end = if needs_last_row(rows) { num_rows } else { num_rows - 1 };
+        logit_rows.extend((first..end).map(|i| row_start + i));
+    }
+}
+
+fn needs_last_row(rows: &SeqRows) -> bool {
+    !rows.samples.is_empty() || rows.prompt_logprobs.is_some_and(|prompt| prompt.next.is_some())
+}
+
+fn are_distinct(slots: &[u32]) -> bool {
+    let mut sorted = slots.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).all(|pair| pair[0] != pair[1])
+}
+
+/// Takes the logits of a step row by row, in the order in which [`fill`] asked for them.
+struct Draw<'a> {
+    logits: std::slice::ChunksExact<'a, f32>,
+    row: &'a mut Vec<f32>,
+    scratch: &'a mut Scratch,
+}
+
+impl Draw<'_> {
+    fn sequence(&mut self, rows: &SeqRows) -> Result<SeqOutput, ExecError> {
+        let mut output =
+            SeqOutput { seq: rows.seq, sampled: Vec::with_capacity(rows.samples.len()), prompt_logprobs: Vec::new() };
+        if let Some(prompt) = rows.prompt_logprobs {
+            for token in &rows.tokens[1..] {
+                let logits = self.next(rows)?;
+                output.prompt_logprobs.push(sample::token_logprobs(logits, *token, prompt.top.into()));
+            }
+        }
+        if !needs_last_row(rows) {
+            return Ok(output);
+        }
+        let last = self.next(rows)?;
+        if let Some(prompt) = rows.prompt_logprobs
+            && let Some(token) = prompt.next
+        {
+            output.prompt_logprobs.push(sample::token_logprobs(last, token, prompt.top.into()));
+        }
+        for spec in &rows.samples {
+            self.row.clear();
+            self.row.extend_from_slice(last);
+            output.sampled.push(sample::sample(self.row, spec, self.scratch));
+        }
+        Ok(output)
+    }
+}
+
+impl<'a> Draw<'a> {
+    /// Logits that are not numbers mean broken weights or a broken kernel; a token drawn from them would hide it.
+    fn next(&mut self, rows: &SeqRows) -> Result<&'a [f32], ExecError> {
+        let logits = self.logits.next().expect("one row of logits for each one asked for");
+        match logits.iter().position(|x| x.is_nan()) {
+            None => Ok(logits),
+            Some(token) => {
+                let message = format!("the logit of token {token} of sequence {} is not a number", rows.seq.0);
+                Err(ExecError::Failed(message))
+            }
+        }
+    }
+}
