@@ -40,8 +40,9 @@ fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
         let cells: Vec<String> = cells.split('|').map(|c| c.trim().replace('`', "").replace('\u{1}', "|")).collect();
         if in_body {
             rows.push(cells);
+        } else {
+            in_body = cells.iter().all(|c| !c.is_empty() && c.chars().all(|c| c == '-' || c == ':'));
         }
-        in_body |= cells.iter().all(|c| !c.is_empty() && c.chars().all(|c| c == '-' || c == ':'));
     }
     assert!(!rows.is_empty(), "no table under '{heading}'");
     rows
