@@ -25,8 +25,7 @@ optional() {
     local name=$1 began=$SECONDS
     shift
     printf '\n── %s\n' "$name"
-    # In a shell of its own, so that `set -e` holds inside it.
-    if (set +e; "$@"; exit $?); then
+    if "$@"; then
         took+=("$name $((SECONDS - began)) s")
     elif [ "${CI:-}" = true ]; then
         echo "$name could not be set up, which is a failure in CI" >&2
@@ -39,13 +38,13 @@ optional() {
 set_up_python() {
     local venv=target/venv
     command -v python3 >/dev/null || { echo "python3 is missing"; return 1; }
-    if ! [ -x $venv/bin/pip ]; then
+    if ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
         rm -rf $venv
         mkdir -p target
         python3 -m venv $venv || return 1
     fi
     cmp -s scripts/sdk-requirements.txt $venv/installed && return 0
-    $venv/bin/pip install --quiet --disable-pip-version-check -r scripts/sdk-requirements.txt || return 1
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/sdk-requirements.txt || return 1
     cp scripts/sdk-requirements.txt $venv/installed
 }
 
