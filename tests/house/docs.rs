@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use garrick::api::wire::error::ErrorBody;
 use garrick::base::config::keys::{KEYS, sections};
-use garrick::base::error::Code;
+use garrick::base::error::{Code, Error};
 use garrick::base::metrics::TABLE;
 
 use super::report;
@@ -115,7 +116,11 @@ fn actors_md_lists_the_cast() {
 fn the_readme_lists_every_error_code() {
     let listed: BTreeSet<String> =
         rows(&page("README.md"), "## Errors").into_iter().map(|row| row[1].clone()).collect();
-    let known = Code::ALL.iter().map(|code| code.as_str().to_owned()).collect();
+    let word = |code: &Code| {
+        let body = serde_json::to_value(ErrorBody::new(&Error::new(*code, ""), "")).unwrap();
+        body["error"]["code"].as_str().unwrap().to_owned()
+    };
+    let known = Code::ALL.iter().map(word).collect();
     assert_eq!(listed, known);
 }
 
