@@ -10,6 +10,9 @@ mod pool;
 mod prefix;
 mod table;
 
+#[cfg(test)]
+mod tests;
+
 pub use pool::{BlockCounts, BlockId, BlockPool, Taken};
 pub use prefix::{Chain, PrefixIndex, PrefixMatch, TokenParts};
 pub use table::{BlockTable, KvBlocks, OutOfBlocks};

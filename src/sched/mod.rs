@@ -14,8 +14,11 @@ mod sequence;
 mod steal;
 mod window;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{DoesNotFit, LaneConfig, LaneConfigError};
 pub use lane::{Lane, LaneStats, Planned};
 pub use place::{LaneLoad, place};
-pub use steal::{SearchGate, SearchPermit, StealWindow, VictimOrder, search, steal_half};
+pub use steal::{MAX_STOLEN, SearchGate, SearchPermit, StealWindow, VictimOrder, search, steal_half};
 pub use window::{FifoWindow, Window};

@@ -93,7 +93,7 @@ impl<S> Sequence<S> {
         is_full.then_some(Finish::Length)
     }
 
-    /// `Finished` for every branch.
+    /// `Finished` for every branch that the text side has not ended.
     pub fn finished(&self, finish: &Finish) -> Vec<Event> {
         finished(&self.job, finish)
     }
@@ -103,6 +103,8 @@ pub(super) fn lacks_prompt_logprobs<S>(job: &Job<S>) -> bool {
     job.prompt_logprobs.is_some() && (job.progress.num_prompt_logprobs as usize) + 1 < job.prompt.len()
 }
 
+/// `Finished` for every branch that the text side has not ended in the meantime.
 pub(super) fn finished<S>(job: &Job<S>, finish: &Finish) -> Vec<Event> {
-    job.branches.iter().map(|branch| Event::Finished { choice: branch.choice, finish: finish.clone() }).collect()
+    let going_on = job.branches.iter().filter(|branch| !job.cancel.is_finished(branch.choice));
+    going_on.map(|branch| Event::Finished { choice: branch.choice, finish: finish.clone() }).collect()
 }

@@ -33,3 +33,116 @@ proptest! {
         }
     }
 }
+
+mod steps {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::super::*;
+    use crate::model::TokenId;
+    use crate::sample::{SampleSpec, Sampled, SamplingParams};
+    use crate::sched::plan::{PromptLogprobs, SeqId};
+
+    fn draw(params: SamplingParams, choice: u32, banned: &[TokenId]) -> SampleSpec {
+        SampleSpec { params: Arc::new(params), choice, index: 0, history: None, banned: banned.into() }
+    }
+
+    fn plan(start: u32, tokens: &[TokenId], blocks: &[u32], samples: Vec<SampleSpec>) -> StepPlan {
+        let (tokens, blocks) = (tokens.to_vec(), blocks.to_vec());
+        let rows = SeqRows { seq: SeqId(1), start, tokens, blocks, samples, prompt_logprobs: None };
+        StepPlan { step: 1, copies: Vec::new(), rows: vec![rows] }
+    }
+
+    fn fake(text: &str) -> FakeExecutor {
+        FakeExecutor::new(text.parse().unwrap(), 8)
+    }
+
+    fn sampled(output: StepOutput) -> Vec<Sampled> {
+        output.rows.into_iter().flat_map(|rows| rows.sampled).collect()
+    }
+
+    #[test]
+    fn tokens_depend_on_the_past_not_on_chunks_or_blocks() {
+        let prompt: Vec<TokenId> = (0..40).collect();
+        let sample = || vec![draw(SamplingParams::default(), 0, &[])];
+        let whole = sampled(fake("fake").step(&plan(0, &prompt, &[0, 1, 2], sample())).unwrap());
+        let mut chunked = fake("fake").reading_everything();
+        chunked.step(&plan(0, &prompt[..20], &[5, 3], Vec::new())).unwrap();
+        assert_eq!(sampled(chunked.step(&plan(20, &prompt[20..], &[5, 3, 7], sample())).unwrap()), whole);
+        let mixed_up = chunked.step(&plan(20, &prompt[20..], &[3, 5, 7], sample())).unwrap_err();
+        assert!(mixed_up.to_string().contains("another's KV at position 0"));
+    }
+
+    #[test]
+    fn greedy_ignores_the_seed_and_sampling_does_not() {
+        let params = |temperature, seed| SamplingParams { temperature, seed, ..SamplingParams::default() };
+        let tokens = |temperature| {
+            let samples = (0..20).map(|seed| draw(params(temperature, seed), seed as u32, &[])).collect();
+            let mut tokens = sampled(fake("fake").step(&plan(0, &[1, 2], &[0], samples)).unwrap());
+            tokens.dedup();
+            tokens.len()
+        };
+        assert_eq!(tokens(0.0), 1);
+        assert!(tokens(1.0) > 10);
+    }
+
+    #[test]
+    fn banned_tokens_are_never_drawn_and_the_end_token_only_on_request() {
+        let end = 3;
+        let bias = |bias| SamplingParams { logit_bias: vec![(end, bias)], ..SamplingParams::default() };
+        let token = |params, banned: &[TokenId], past| {
+            let plan = plan(0, &[past], &[0], vec![draw(params, 0, banned)]);
+            sampled(fake("fake:vocab=4").step(&plan).unwrap())[0].token
+        };
+        for past in 0..50 {
+            assert_ne!(token(SamplingParams::default(), &[], past), end);
+            assert_eq!(token(SamplingParams::default(), &[0, 2], past), 1);
+            assert_eq!(token(bias(100.0), &[], past), end);
+            assert_ne!(token(bias(100.0), &[end], past), end);
+        }
+    }
+
+    #[test]
+    fn logprobs_are_of_the_drawn_token_and_of_the_prompts_next_ones() {
+        let params = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+        let mut plan = plan(0, &[4, 5, 6], &[0], vec![draw(params, 0, &[])]);
+        plan.rows[0].prompt_logprobs = Some(PromptLogprobs { top: 2, next: Some(9) });
+        let output = fake("fake").step(&plan).unwrap().rows.remove(0);
+        let own = output.sampled[0].logprobs.clone().unwrap();
+        assert_eq!((own.token, own.rank, own.top.len()), (output.sampled[0].token, 1, 3));
+        assert!(own.top.is_sorted_by(|a, b| a.1 > b.1) && own.top.iter().map(|t| t.1.exp()).sum::<f32>() < 1.0);
+        assert_eq!(output.prompt_logprobs.iter().map(|l| l.token).collect::<Vec<_>>(), [5, 6, 9]);
+    }
+
+    #[test]
+    fn a_step_takes_what_the_time_model_says() {
+        let text = "fake:prefill_us_per_token=100,decode_us_per_step=3000,decode_us_per_seq=500";
+        let mut fake = fake(text);
+        let prefill = plan(0, &[1; 20], &[0, 1], Vec::new());
+        let decode = plan(20, &[1], &[0, 1], vec![draw(SamplingParams::default(), 0, &[])]);
+        assert_eq!((fake.spec().cost_us(&prefill), fake.spec().cost_us(&decode)), (2000, 3500));
+        let started = Instant::now();
+        assert_eq!(fake.step(&prefill).unwrap().elapsed_us, 2000);
+        assert!(started.elapsed() >= Duration::from_millis(2));
+    }
+
+    #[test]
+    fn drills_fail_wedge_and_panic_at_their_step_and_only_there() {
+        let mut fake = fake("fake:fail_at_step=2,wedge_at_step=3,wedge_ms=20,panic_at_step=4");
+        let plan = plan(0, &[1], &[0], Vec::new());
+        fake.step(&plan).unwrap();
+        assert!(fake.step(&plan).unwrap_err().to_string().contains("fail_at_step=2"));
+        let started = Instant::now();
+        fake.step(&plan).unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(20));
+        assert!(catch_unwind(AssertUnwindSafe(|| fake.step(&plan))).is_err());
+        fake.step(&plan).unwrap();
+    }
+
+    #[test]
+    fn a_plan_beyond_the_memory_is_an_error() {
+        let error = |blocks: &[u32]| fake("fake").step(&plan(0, &[1; 20], blocks, Vec::new())).unwrap_err().to_string();
+        assert!(error(&[0]).contains("1 blocks but writes position 16"));
+        assert!(error(&[0, 8]).contains("block 8"));
+    }
+}

@@ -6,7 +6,7 @@ use super::super::{FakeExecutor, FakeSpec};
 use super::Rng;
 use super::ledger::Ledger;
 use super::request::{self, Limits, POISON, VOCAB};
-use crate::sched::job::{Delivery, Job, Micros};
+use crate::sched::job::{Delivery, Job, Micros, RequestId};
 use crate::sched::plan::{StepOutput, StepPlan};
 use crate::sched::{Lane, LaneConfig, LaneLoad, LaneStats, SearchGate, StealWindow, VictimOrder, place, search};
 
@@ -42,6 +42,17 @@ pub struct Fleet {
     next_arrival: Micros,
     num_stolen: u64,
     num_steps: usize,
+    text_ends: Vec<TextEnd>,
+    /// Rounds since a step was under way or a request was to come.
+    num_idle_rounds: usize,
+}
+
+/// A choice that the text side has ended, which the lane that produced it is about to learn.
+struct TextEnd {
+    due: Micros,
+    request: RequestId,
+    choice: u32,
+    lane: usize,
 }
 
 /// What happened in all runs: the simulation must not become blind to something unnoticed.
@@ -100,7 +111,7 @@ impl Fleet {
             stealers: sites.iter().map(|site| site.window.stealer()).collect(),
             gate: SearchGate::new(num_lanes),
             ledger: Ledger { may_fail: faults == Faults::Random, ..Ledger::default() },
-            num_to_come: rng.range(5, 40),
+            num_to_come: rng.range(5, 60),
             sites,
             faults,
             limits,
@@ -108,6 +119,8 @@ impl Fleet {
             next_arrival: 0,
             num_stolen: 0,
             num_steps: 0,
+            text_ends: Vec::new(),
+            num_idle_rounds: 0,
             rng,
         }
     }
@@ -116,6 +129,7 @@ impl Fleet {
         while self.num_to_come > 0 || self.sites.iter().any(Site::has_work) {
             self.arrive();
             self.leave();
+            self.end_texts();
             for index in 0..self.sites.len() {
                 self.finish_step(index)?;
                 self.start_step(index)?;
@@ -137,7 +151,7 @@ impl Fleet {
             let Site { lane, window, .. } = &mut self.sites[index];
             lane.submit(job);
             lane.offer(window);
-            let gap = if self.rng.one_in(5) { self.rng.range(0, 20_000) } else { self.rng.range(0, 300) };
+            let gap = if self.rng.one_in(8) { self.rng.range(0, 20_000) } else { self.rng.range(0, 200) };
             self.next_arrival += gap as u64;
         }
     }
@@ -155,6 +169,17 @@ impl Fleet {
         for account in self.ledger.accounts.values().filter(|account| !account.is_ended()) {
             if account.request.cancels_at.is_some_and(|at| at <= self.now) {
                 account.request.job.cancel.set();
+            }
+        }
+    }
+
+    /// The text side's word arrives.
+    fn end_texts(&mut self) {
+        for end in self.text_ends.extract_if(.., |end| end.due <= self.now) {
+            self.ledger.accounts[&end.request].request.job.cancel.finish_choice(end.choice);
+            // The message may come or not, before or after a theft; the mark is enough.
+            if self.rng.one_in(2) {
+                self.sites[end.lane].lane.finish(end.request, end.choice);
             }
         }
     }
@@ -200,11 +225,8 @@ impl Fleet {
         for delivery in deliveries {
             let request = delivery.request;
             for choice in self.ledger.receive(delivery, self.now)? {
-                self.ledger.accounts[&request].request.job.cancel.finish_choice(choice);
-                // The message may come or not, before or after a theft; the mark is enough.
-                if self.rng.one_in(2) {
-                    self.sites[index].lane.finish(request, choice);
-                }
+                let due = self.now + self.rng.range(0, 400) as u64;
+                self.text_ends.push(TextEnd { due, request, choice, lane: index });
             }
         }
         Ok(())
@@ -238,10 +260,13 @@ impl Fleet {
         }
         let arrival = (self.num_to_come > 0).then_some(self.next_arrival);
         let steps = self.sites.iter().filter_map(|site| site.step.as_ref()).map(|&(_, done_at)| done_at);
-        self.now = steps.chain(arrival).min().unwrap_or(self.now).max(self.now + 1);
-        if self.now > 3_600_000_000 {
-            return Err("an hour has passed and there is still work".into());
+        let texts = self.text_ends.iter().map(|end| end.due);
+        let next = steps.chain(arrival).chain(texts).min();
+        self.num_idle_rounds = if next.is_some() { 0 } else { self.num_idle_rounds + 1 };
+        if self.num_idle_rounds > 10 {
+            return Err("there is work but nothing to wait for".into());
         }
+        self.now = next.unwrap_or(self.now).max(self.now + 1);
         Ok(())
     }
 

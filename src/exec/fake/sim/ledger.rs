@@ -66,6 +66,13 @@ impl Account {
         num_finished: &mut [u64; 6],
     ) -> Result<Option<u32>, String> {
         let is_cancelled = self.request.job.cancel.is_set();
+        if let Event::Token { choice, .. } | Event::Finished { choice, .. } = event
+            && self.choices[choice as usize].1 == Some(End::ByText)
+        {
+            // Until the lane can know, the text side ignores what still comes; from then on nothing may come.
+            let is_marked = self.request.job.cancel.is_finished(choice);
+            return if is_marked { Err("told something after the text side ended it".into()) } else { Ok(None) };
+        }
         match event {
             Event::Finished { choice, finish } => {
                 self.hear_finish(choice, &finish, may_fail, now)?;
