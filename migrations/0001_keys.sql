@@ -2,8 +2,8 @@
 -- store that ever had a key stays closed, and a revoked key stays on the list.
 CREATE TABLE keys (
     id          TEXT    NOT NULL PRIMARY KEY,
-    tenant      TEXT    NOT NULL CHECK (length(tenant) BETWEEN 1 AND 64),
-    name        TEXT    CHECK (length(name) BETWEEN 1 AND 64),
+    tenant      TEXT    NOT NULL CHECK (length(tenant) BETWEEN 1 AND 128),
+    name        TEXT    CHECK (length(name) BETWEEN 1 AND 128),
     sha256      BLOB    NOT NULL UNIQUE CHECK (length(sha256) = 32),
     prefix      TEXT    NOT NULL,                   -- the secret's first characters, to tell keys apart
     rpm         INTEGER CHECK (rpm > 0),            -- requests in a minute; NULL: unlimited

@@ -2,6 +2,7 @@
 
 pub mod actors;
 pub mod api;
+pub mod app;
 pub mod base;
 pub mod cli;
 pub mod exec;

@@ -138,5 +138,4 @@ impl Handler<KeyRevoked> for AuthActor {
 }
 
 #[cfg(test)]
-#[path = "auth_tests.rs"]
 mod tests;

@@ -71,11 +71,13 @@ impl Lanes {
         let mut windows = (*old).clone();
         windows[lane] = window;
         self.windows.store(Arc::new(windows));
-        std::iter::from_fn(|| loop {
-            match old[lane].steal() {
-                crossbeam::deque::Steal::Success(job) => return Some(job),
-                crossbeam::deque::Steal::Empty => return None,
-                crossbeam::deque::Steal::Retry => {}
+        std::iter::from_fn(|| {
+            loop {
+                match old[lane].steal() {
+                    crossbeam::deque::Steal::Success(job) => return Some(job),
+                    crossbeam::deque::Steal::Empty => return None,
+                    crossbeam::deque::Steal::Retry => {}
+                }
             }
         })
         .collect()

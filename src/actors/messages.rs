@@ -107,7 +107,10 @@ pub struct Shutdown;
 #[derive(Debug)]
 pub enum Item {
     /// Log-probabilities of prompt tokens of one prompt, in order.
-    Prompt { prompt: usize, logprobs: Vec<TokenLogprobs> },
+    Prompt {
+        prompt: usize,
+        logprobs: Vec<TokenLogprobs>,
+    },
     Delta(Delta),
     /// Last item of a good stream.
     End(Usage),
@@ -121,7 +124,9 @@ impl Item {
         const ENVELOPE: usize = 200;
         ENVELOPE
             + match self {
-                Item::Delta(d) => d.text.len() + d.tokens.len() * (16 + d.tokens.first().map_or(0, |t| t.top.len() * 40)),
+                Item::Delta(d) => {
+                    d.text.len() + d.tokens.len() * (16 + d.tokens.first().map_or(0, |t| t.top.len() * 40))
+                }
                 Item::Prompt { logprobs, .. } => logprobs.iter().map(|l| 16 + l.top.len() * 40).sum(),
                 Item::End(_) | Item::Error(_) => 0,
             }

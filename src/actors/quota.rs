@@ -114,5 +114,4 @@ impl fmt::Debug for Lease {
 }
 
 #[cfg(test)]
-#[path = "quota_tests.rs"]
 mod tests;

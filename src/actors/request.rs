@@ -13,9 +13,7 @@ use tracing::Instrument;
 
 use super::choice::Choice;
 use super::events::{EventQueue, Sink};
-use super::messages::{
-    Accepted, Begin, Generation, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage,
-};
+use super::messages::{Accepted, Begin, Generation, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage};
 use super::outlet::OutletWriter;
 use super::quota::{Lease, Reserve};
 use super::services::{LiveId, Services};
@@ -227,10 +225,8 @@ impl Handler<Begin> for RequestActor {
         Box::pin(launched.then(|launched, request, _| {
             let services = request.services.clone();
             let span = request.span.clone();
-            async move { submit(services, launched?.jobs).await }
-                .instrument(span)
-                .into_actor(request)
-                .map(|result, request, ctx| match result {
+            async move { submit(services, launched?.jobs).await }.instrument(span).into_actor(request).map(
+                |result, request, ctx| match result {
                     Ok(()) => Ok(Accepted { prompts: request.prompts.clone() }),
                     Err(error) => {
                         // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
@@ -240,7 +236,8 @@ impl Handler<Begin> for RequestActor {
                         }
                         Err(error)
                     }
-                })
+                },
+            )
         }))
     }
 }

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFuture};
 use actix::fut::ActorFutureExt;
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFuture};
 
 use super::choice::Choice;
 use super::events::EventQueue;

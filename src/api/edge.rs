@@ -42,11 +42,9 @@ pub async fn identify(
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let request_id = RequestId(id::request_id(given).into());
     request.extensions_mut().insert(request_id.clone());
-    let http = request.request().clone();
-    let mut answer = match next.call(request).await {
-        Ok(answer) => answer.map_into_boxed_body(),
-        Err(error) => ServiceResponse::from_err(error, http),
-    };
+    // Inner layers answer with errors instead of failing: a failure would have no request to be answered to (and
+    // actix-web's router panics on a request that somebody still holds a clone of).
+    let mut answer = next.call(request).await?.map_into_boxed_body();
     if let Some(error) = answer.response().error() {
         let error = external(error);
         if let Some(internal) = &error.internal {
@@ -82,17 +80,18 @@ fn route(request: &HttpRequest) -> &'static str {
 /// The door: everything but health (and metrics, where configured) needs a principal.
 pub async fn authenticate(
     request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
     let metrics_open = request.app_data::<web::Data<MetricsOpen>>().is_some_and(|open| open.0);
     if !is_open(request.path(), metrics_open) {
         let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
         let secret = bearer(&request).map(str::to_owned);
-        let answer = services.auth.send(Authenticate { secret }).await;
-        let principal = answer.map_err(|e| ApiError(Error::internal(e)))?.map_err(ApiError)?;
-        request.extensions_mut().insert(Caller(principal));
+        match services.auth.send(Authenticate { secret }).await.map_err(Error::internal).flatten() {
+            Ok(principal) => drop(request.extensions_mut().insert(Caller(principal))),
+            Err(error) => return Ok(request.error_response(ApiError(error))),
+        }
     }
-    next.call(request).await
+    Ok(next.call(request).await?.map_into_boxed_body())
 }
 
 fn is_open(path: &str, metrics_open: bool) -> bool {

@@ -1,10 +1,10 @@
 //! Errors on the wire: OpenAI's body, an HTTP status, `Retry-After`. The only place where a code meets a status.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
-use serde_json::json;
 
+use super::wire::error::ErrorBody;
 use crate::base::error::{Code, Error};
 
 /// What handlers fail with. [`super::edge`] adds the request's id to the body.
@@ -39,42 +39,15 @@ pub fn status(code: Code) -> StatusCode {
     }
 }
 
-/// OpenAI's word for the family of an error.
-fn kind(code: Code) -> &'static str {
-    match code {
-        Code::InvalidRequest | Code::ContextLengthExceeded | Code::TooLarge => "invalid_request_error",
-        Code::NotFound | Code::ModelNotFound => "not_found_error",
-        Code::Unauthenticated => "authentication_error",
-        Code::Forbidden => "permission_error",
-        Code::RateLimited => "rate_limit_error",
-        Code::Overloaded | Code::Draining | Code::Unavailable => "overloaded_error",
-        Code::DeadlineExceeded => "timeout_error",
-        Code::Cancelled => "cancelled_error",
-        Code::Internal => "server_error",
-    }
-}
-
-/// The body, as a response or as the data of an event in the middle of a stream.
-pub fn body(error: &Error, request_id: &str) -> serde_json::Value {
-    json!({"error": {
-        "message": error.message,
-        "type": kind(error.code),
-        "param": error.param,
-        "code": error.code.as_str(),
-        "request_id": request_id,
-    }})
-}
-
 pub fn response(error: &Error, request_id: &str) -> HttpResponse {
     let mut response = HttpResponse::build(status(error.code));
-    response.insert_header((CONTENT_TYPE, "application/json"));
     if let Some(seconds) = error.retry_after_s {
         response.insert_header((RETRY_AFTER, seconds));
     }
     if error.code == Code::Unauthenticated {
         response.insert_header((WWW_AUTHENTICATE, "Bearer"));
     }
-    response.body(body(error, request_id).to_string())
+    response.json(ErrorBody::new(error, request_id))
 }
 
 impl ResponseError for ApiError {
@@ -100,11 +73,5 @@ mod tests {
                 assert!(status == 429 || status.is_server_error(), "{code} is worth another try but says {status}");
             }
         }
-    }
-
-    #[test]
-    fn nothing_internal_is_shown() {
-        let shown = body(&Error::internal("sqlite: /var/lib/x.db is broken"), "req_1").to_string();
-        assert!(!shown.contains("sqlite") && shown.contains("req_1"), "{shown}");
     }
 }

@@ -6,7 +6,7 @@ use actix::Actor;
 use actix_web::{HttpRequest, web};
 
 use super::connection::Connection;
-use super::edge;
+use super::{edge, wire};
 use crate::actors::messages::{Begin, Delta, FinishReason, Item, Prepare, Usage};
 use crate::actors::outlet::{OutletReader, outlet};
 use crate::actors::request::RequestActor;
@@ -77,6 +77,11 @@ pub struct Finished {
     pub text: String,
     pub tokens: Vec<TokenLogprobs>,
     pub finish: Option<FinishReason>,
+}
+
+/// Usage as the wire has it.
+pub fn usage(usage: Usage) -> wire::response::Usage {
+    wire::response::Usage::new(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
 }
 
 /// Waits for the end of the stream.

@@ -6,12 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_ENCODING, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, Responder};
 use actix_web_lab::sse;
 use futures_util::Stream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::edge::RequestId;
+use super::wire::error::ErrorBody;
 use crate::actors::messages::{Item, Usage};
 use crate::actors::outlet::OutletReader;
 use crate::base::error::Error;
@@ -26,12 +28,17 @@ pub trait Shape {
     fn open(&mut self, events: &mut Vec<String>);
     fn item(&mut self, item: Item, events: &mut Vec<String>);
     fn end(&mut self, usage: Usage, events: &mut Vec<String>);
-    fn error(&self, error: &Error) -> String;
+}
+
+/// Wire types serialise without fail: their maps have text keys and their numbers are finite.
+pub fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// The events of one stream.
 struct Events<T> {
     shape: T,
+    request_id: RequestId,
     reader: OutletReader,
     ready: VecDeque<String>,
     scratch: Vec<String>,
@@ -46,15 +53,18 @@ pub fn respond<T: Shape + Unpin + 'static>(
     request: &HttpRequest,
     reader: OutletReader,
     mut shape: T,
+    request_id: RequestId,
     heartbeat: Duration,
 ) -> HttpResponse {
     let mut scratch = Vec::new();
     shape.open(&mut scratch);
     let ready = scratch.drain(..).collect();
     let (last_event, timer) = (Instant::now(), Box::pin(sleep(heartbeat)));
-    let events = Events { shape, reader, ready, scratch, next_id: 0, over: false, heartbeat, last_event, timer };
+    let events =
+        Events { shape, request_id, reader, ready, scratch, next_id: 0, over: false, heartbeat, last_event, timer };
     let mut response = sse::Sse::from_stream(events).respond_to(request).map_into_boxed_body();
     let headers = response.headers_mut();
+    headers.remove(CONTENT_ENCODING);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
@@ -86,7 +96,7 @@ impl<T: Shape> Events<T> {
                 self.over = true;
             }
             Item::Error(error) => {
-                self.scratch.push(self.shape.error(&error));
+                self.scratch.push(json(&ErrorBody::new(&error, &self.request_id.0)));
                 self.scratch.push(DONE.into());
                 self.over = true;
             }

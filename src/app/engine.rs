@@ -17,6 +17,7 @@ use crate::model::served::ServedModel;
 use crate::model::source::{self, ChatSource, GenerationDefaults, ModelError, ModelSource};
 use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
 use crate::model::weights::{Dtype, WeightsError};
+use crate::sample::SamplingParams;
 use crate::sched::LaneConfig;
 
 /// Context of a fake model whose configuration sets none.
@@ -166,10 +167,28 @@ fn threads(config: &Config) -> usize {
 }
 
 fn num_blocks(config: &Config, block_bytes: usize, max_model_len: usize) -> Result<usize, TooLittle> {
-    let demand =
-        Demand { block_bytes, num_lanes: config.engine.lanes, max_running: config.scheduler.max_running, max_model_len };
+    let demand = Demand {
+        block_bytes,
+        num_lanes: config.engine.lanes,
+        max_running: config.scheduler.max_running,
+        max_model_len,
+    };
     // Where nothing says how much is free, a gigabyte is a safe guess; kv.memory overrides it.
     memory::blocks_per_lane(&config.kv, memory::free_bytes().unwrap_or(1 << 30), demand)
+}
+
+/// The checkpoint's word where it has one, else OpenAI's. `do_sample: false` is Hugging Face's way to say greedy.
+fn sampling_defaults(generation: &GenerationDefaults) -> SamplingParams {
+    let openai = SamplingParams::default();
+    let greedy = generation.do_sample == Some(false);
+    SamplingParams {
+        temperature: if greedy { 0.0 } else { generation.temperature.unwrap_or(openai.temperature) },
+        top_k: generation.top_k.unwrap_or(openai.top_k),
+        top_p: generation.top_p.unwrap_or(openai.top_p),
+        min_p: generation.min_p.unwrap_or(openai.min_p),
+        repetition_penalty: generation.repetition_penalty.unwrap_or(openai.repetition_penalty),
+        ..openai
+    }
 }
 
 struct Sizes {
@@ -206,9 +225,10 @@ fn finish(
         max_running: lane.max_running,
         eos_tokens: Arc::from(side.eos_tokens),
         defaults: match config.model.sampling_defaults {
-            SamplingDefaults::Model => side.generation,
-            SamplingDefaults::OpenAi => GenerationDefaults::default(),
+            SamplingDefaults::Model => sampling_defaults(&side.generation),
+            SamplingDefaults::OpenAi => SamplingParams::default(),
         },
+        fingerprint: format!("garrick-{}-{}", env!("CARGO_PKG_VERSION"), config.model.name()),
         created: clock::unix_s(),
     };
     let summary = Summary {
@@ -222,9 +242,7 @@ fn finish(
         lanes: format!("{}, up to {} sequences each", config.engine.lanes, config.scheduler.max_running),
     };
     let steal_window = config.scheduler.steal_window;
-    let seeds = executors
-        .into_iter()
-        .map(|executor| LaneSeed { executor, config: lane.clone(), steal_window })
-        .collect();
+    let seeds =
+        executors.into_iter().map(|executor| LaneSeed { executor, config: lane.clone(), steal_window }).collect();
     Ok(Engine { model, seeds, summary })
 }

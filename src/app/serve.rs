@@ -63,7 +63,8 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     let name = model.name.clone();
     let bound = bind(&config)?;
     let (lanes, _supervisor) = supervisor::start(seeds)?;
-    let door = Doorkeeper::new(clock::now_us(), access, config.auth.cache_ttl_s * 1_000_000, config.auth.max_cached_keys);
+    let door =
+        Doorkeeper::new(clock::now_us(), access, config.auth.cache_ttl_s * 1_000_000, config.auth.max_cached_keys);
     let services = Arc::new(Services {
         model: Arc::new(model),
         lanes,

@@ -128,12 +128,7 @@ fn median(runs: &mut [Figures]) -> Figures {
     };
     let (prefill, decode, step) =
         (of(|f| f.prefill_tokens_per_s), of(|f| f.decode_tokens_per_s), of(|f| f.decode_step_ms));
-    Figures {
-        batch: runs[0].batch,
-        prefill_tokens_per_s: prefill,
-        decode_tokens_per_s: decode,
-        decode_step_ms: step,
-    }
+    Figures { batch: runs[0].batch, prefill_tokens_per_s: prefill, decode_tokens_per_s: decode, decode_step_ms: step }
 }
 
 fn report(args: &BenchArgs, summary: &engine::Summary, figures: &[Figures]) {
@@ -155,9 +150,12 @@ fn report(args: &BenchArgs, summary: &engine::Summary, figures: &[Figures]) {
         return;
     }
     println!("model   {}\ndevice  {}", summary.model, summary.device);
-    println!("prompt  {} tokens, output {} tokens, median of {} run(s)\n", args.prompt_tokens, args.output_tokens, args.repeat);
+    println!(
+        "prompt  {} tokens, output {} tokens, median of {} run(s)\n",
+        args.prompt_tokens, args.output_tokens, args.repeat
+    );
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(["BATCH", "PREFILL TOK/S", "DECODE TOK/S", "DECODE STEP MS"]);
     for f in figures {
         table.add_row([

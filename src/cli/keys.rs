@@ -60,7 +60,7 @@ async fn list(store: &Store, as_json: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(["ID", "TENANT", "NAME", "KEY", "RPM", "TPM", "CONCURRENCY", "CREATED", "STATE"]);
     let limit = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |n| n.to_string());
     for KeyRow { key, revoked_at } in &rows {

@@ -195,6 +195,9 @@ mod tests {
         let mut num_cases = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
             let golden: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
             let mut source = source(golden["template"].as_str().unwrap());
             (source.bos_token, source.eos_token) = Default::default();

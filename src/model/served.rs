@@ -1,9 +1,9 @@
 //! A model as the API sees it: its name, its text side and its limits. Nothing of devices.
 
 use super::TokenId;
-use crate::base::error::Error;
-use super::source::GenerationDefaults;
 use super::text::{ChatTemplate, Tokenizer};
+use crate::base::error::Error;
+use crate::sample::SamplingParams;
 
 /// What requests are checked against and prepared with.
 pub struct ServedModel {
@@ -21,7 +21,9 @@ pub struct ServedModel {
     pub max_running: usize,
     pub eos_tokens: std::sync::Arc<[TokenId]>,
     /// What a request that leaves a sampling parameter out gets.
-    pub defaults: GenerationDefaults,
+    pub defaults: SamplingParams,
+    /// Changes when the same seed may give another text.
+    pub fingerprint: String,
     /// Seconds since 1970, for `GET /v1/models`.
     pub created: u64,
 }

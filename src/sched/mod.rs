@@ -1,12 +1,12 @@
 //! Continuous batching as a pure core: no actix, no clock, no IO. Cores take `now` and return values.
 
 mod admit;
+pub mod affinity;
 mod complete;
 mod config;
 mod form;
 pub mod job;
 mod lane;
-pub mod affinity;
 mod place;
 pub mod plan;
 mod queue;

@@ -24,6 +24,8 @@ pub enum StoreError {
     KeyExists { path: PathBuf, id: String },
     #[error("the store {} holds {column} = {value} for key '{id}', which is no valid value; restore it from a backup", path.display())]
     BadRow { path: PathBuf, id: String, column: &'static str, value: String },
+    #[error("a key's {column} must be 1 to {max} bytes of printable text")]
+    BadText { column: &'static str, max: usize },
     #[error("{column} = {value} does not fit the store, which keeps at most {}", i64::MAX)]
     OutOfRange { column: &'static str, value: u64 },
 }

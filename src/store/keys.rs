@@ -5,6 +5,9 @@ use sqlx::sqlite::SqliteRow;
 
 use super::{Store, StoreError};
 
+/// Longest name of a tenant or a key.
+pub const MAX_NAME_BYTES: usize = 128;
+
 /// A key to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewKey {
@@ -43,8 +46,11 @@ pub struct KeyCounts {
 }
 
 impl Store {
-    /// Errors: the id or the hash is already there, a limit is larger than SQLite's integers.
+    /// Errors: the id or the hash is already there, tenant or name is no short text, a limit is larger than SQLite's
+    /// integers.
     pub async fn create_key(&self, key: &NewKey) -> Result<(), StoreError> {
+        check_text("tenant", &key.tenant)?;
+        key.name.as_deref().map_or(Ok(()), |name| check_text("name", name))?;
         let insert = "INSERT INTO keys (id, tenant, name, sha256, prefix, rpm, tpm, concurrency, created_at)
                       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
         let done = sqlx::query(insert)
@@ -128,6 +134,11 @@ impl Store {
     fn bad_row(&self, id: &str, column: &'static str, value: String) -> StoreError {
         StoreError::BadRow { path: self.path.clone(), id: id.to_owned(), column, value }
     }
+}
+
+fn check_text(column: &'static str, text: &str) -> Result<(), StoreError> {
+    let fits = (1..=MAX_NAME_BYTES).contains(&text.len()) && !text.chars().any(char::is_control);
+    fits.then_some(()).ok_or(StoreError::BadText { column, max: MAX_NAME_BYTES })
 }
 
 fn to_column(column: &'static str, value: Option<u64>) -> Result<Option<i64>, StoreError> {

@@ -16,7 +16,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 pub use error::StoreError;
-pub use keys::{KeyCounts, KeyRow, NewKey};
+pub use keys::{KeyCounts, KeyRow, MAX_NAME_BYTES, NewKey};
 
 /// A new file in `migrations/` is seen only when this file is compiled again; a test compares the two.
 static MIGRATIONS: Migrator = sqlx::migrate!();

@@ -10,7 +10,7 @@ fn key(n: u8) -> NewKey {
     NewKey {
         id: format!("key_{n}"),
         tenant: "acme'; DROP TABLE keys; --".into(),
-        name: (n % 2 == 0).then(|| "ci".into()),
+        name: n.is_multiple_of(2).then(|| "ci".into()),
         sha256: [n; 32],
         prefix: "gk_ab12".into(),
         rpm: Some(60),
@@ -65,8 +65,12 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(again, StoreError::KeyExists { .. }), "{again}");
         let huge = store.create_key(&NewKey { tpm: Some(u64::MAX), ..key(2) }).await.unwrap_err();
         assert!(huge.to_string().starts_with("tpm = 18446744073709551615"), "{huge}");
-        let nameless = store.create_key(&NewKey { tenant: String::new(), ..key(2) }).await.unwrap_err();
-        assert!(matches!(nameless, StoreError::Query { .. }), "{nameless}");
+        for bad in ["", "two\nlines", &"x".repeat(MAX_NAME_BYTES + 1)] {
+            let nameless = store.create_key(&NewKey { tenant: bad.into(), ..key(2) }).await.unwrap_err();
+            assert!(nameless.to_string().contains("tenant must be 1 to 128 bytes"), "{nameless}");
+            let named = store.create_key(&NewKey { name: Some(bad.into()), ..key(2) }).await.unwrap_err();
+            assert!(named.to_string().contains("name must be 1 to 128 bytes"), "{named}");
+        }
         assert_eq!(store.count_keys().await.unwrap().total, 1);
     });
 }

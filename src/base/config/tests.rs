@@ -72,6 +72,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.lanes", "2"),
     ("engine.threads", "4"),
     ("engine.isa", "scalar"),
+    ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),
     ("kv.dtype", "bf16"),
@@ -257,7 +258,7 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads, max_step_s",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),

@@ -1,1 +1,285 @@
-//! (being written)
+//! The CPU as a device: [`Ops`] on slices, in float32, with the best instructions that the machine has.
+//!
+//! Owns the KV memory, the compute threads and scratch space; weights are shared ([`CpuMatrix`] and the other
+//! loaded values are cheap to clone and serve several executors). Never knows about sequences, sampling or plans.
+//!
+//! Invariant (batch invariance, proved bit for bit by the tests): at one [`Isa`] the values of a row depend on its
+//! sequence alone, not on other rows, chunks or threads. Each of `gemm`, `attention`, `rows` and `moe` says how.
+//!
+//! Weights stay in their dtype, in the checkpoint's own bytes; activations and sums are float32; K and V are
+//! rounded to the cache's dtype when stored, and attention reads what is stored.
+
+mod attention;
+mod gemm;
+mod isa;
+mod kv;
+mod matrix;
+mod memory;
+mod moe;
+mod pool;
+mod rope;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use self::attention::Attend;
+use self::gemm::{Product, RowsToPack};
+pub use self::isa::Isa;
+use self::isa::element::{Bf16, Element, F16, F32};
+use self::isa::{Kernel, Simd};
+use self::kv::KvCache;
+pub use self::kv::kv_bytes_per_block;
+pub use self::matrix::CpuMatrix;
+use self::memory::Scratch;
+use self::moe::{Experts, MoeBuffers};
+pub use self::pool::MAX_THREADS;
+use self::pool::Pool;
+pub use self::rope::CpuRope;
+use self::rope::RotateAndStore;
+pub use self::rows::CpuRows;
+use self::rows::{Gated, RmsNorm, SoftCap, for_each_row};
+use crate::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights};
+use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
+use crate::model::weights::{Dtype, Tensor};
+
+/// How a [`CpuOps`] is to run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Compute threads, the caller's counted; 0: one for each core that this process may use.
+    pub threads: usize,
+    /// `None`: the best that the machine has.
+    pub isa: Option<Isa>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    #[error(
+        "{0} instructions were asked for, which this machine does not have (it has up to {1}): leave the choice out"
+    )]
+    IsaUnavailable(Isa, Isa),
+    #[error("{0} compute threads were asked for: at most {MAX_THREADS} are possible")]
+    TooManyThreads(usize),
+    #[error("cannot start {0} compute threads: {1}; ask for fewer")]
+    NoThreads(usize, std::io::Error),
+}
+
+/// The CPU device of one lane.
+pub struct CpuOps {
+    isa: Isa,
+    pool: Pool,
+    kv: Option<KvCache>,
+    /// Activations as the matrix kernels read them.
+    packed: Scratch,
+    moe: MoeBuffers,
+}
+
+impl CpuOps {
+    pub fn new(options: CpuOptions) -> Result<CpuOps, CpuError> {
+        let best = Isa::detect();
+        let isa = options.isa.unwrap_or(best);
+        if !isa.is_available() {
+            return Err(CpuError::IsaUnavailable(isa, best));
+        }
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS),
+            n if n > MAX_THREADS => return Err(CpuError::TooManyThreads(n)),
+            n => n,
+        };
+        let pool = Pool::new(threads).map_err(|e| CpuError::NoThreads(threads, e))?;
+        Ok(CpuOps { isa, pool, kv: None, packed: Scratch::default(), moe: MoeBuffers::default() })
+    }
+
+    /// Another executor of the same level with threads and KV memory of its own. Matrices, vectors and rope tables
+    /// that either has loaded serve both: clone them.
+    pub fn fork(&self, threads: usize) -> Result<CpuOps, CpuError> {
+        CpuOps::new(CpuOptions { threads, isa: Some(self.isa) })
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// What [`Ops::allocate_kv`] took.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.as_ref().map_or(0, KvCache::bytes)
+    }
+}
+
+const NO_KV: &str = "allocate_kv comes before the first step";
+
+impl Ops for CpuOps {
+    type Matrix = CpuMatrix;
+    type Vector = Arc<[f32]>;
+    type Rows = CpuRows;
+    type Rope = CpuRope;
+
+    fn load_matrix(&mut self, parts: &[Tensor]) -> CpuMatrix {
+        CpuMatrix::new(parts)
+    }
+
+    fn load_vector(&mut self, values: &[f32]) -> Arc<[f32]> {
+        values.into()
+    }
+
+    fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> CpuRope {
+        CpuRope::new(rope, max_positions)
+    }
+
+    fn new_rows(&mut self) -> CpuRows {
+        CpuRows::default()
+    }
+
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) {
+        self.kv = Some(KvCache::new(spec, dtype, num_blocks));
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        self.kv.as_mut().expect(NO_KV).copy_blocks(pairs);
+    }
+
+    fn embed(&mut self, batch: &Batch, table: &CpuMatrix, scale: f32, out: &mut CpuRows) {
+        let isa = self.isa;
+        out.reshape(batch.tokens.len(), table.cols());
+        for_each_row(&mut self.pool, out, 1, &|row, to| {
+            let kernel = Widen { from: table.row(batch.tokens[row] as usize), dtype: table.dtype(), scale, to };
+            // SAFETY: the level is available; a row of the table has `cols` elements.
+            unsafe { isa.run(kernel) };
+        });
+    }
+
+    fn rms_norm(&mut self, x: &CpuRows, weight: &Arc<[f32]>, eps: f32, out: &mut CpuRows) {
+        let isa = self.isa;
+        out.reshape(x.rows(), x.width());
+        for_each_row(&mut self.pool, out, 2, &|row, out| RmsNorm::apply(isa, x.row(row), weight, eps, out));
+    }
+
+    fn rms_norm_in_place(&mut self, x: &mut CpuRows, weight: &Arc<[f32]>, eps: f32) {
+        let isa = self.isa;
+        for_each_row(&mut self.pool, x, 2, &|_, x| RmsNorm::apply_in_place(isa, x, weight, eps));
+    }
+
+    fn add_scaled(&mut self, x: &mut CpuRows, delta: &CpuRows, scale: f32) {
+        assert!(x.rows() == delta.rows() && x.width() == delta.width(), "sum of rows of different shapes");
+        for_each_row(&mut self.pool, x, 1, &|row, x| {
+            x.iter_mut().zip(delta.row(row)).for_each(|(x, d)| *x += d * scale);
+        });
+    }
+
+    fn matmul(&mut self, x: &CpuRows, w: &CpuMatrix, bias: Option<&Arc<[f32]>>, out: &mut CpuRows) {
+        assert_eq!(x.width(), w.cols(), "width of activations and weights");
+        out.reshape(x.rows(), w.rows());
+        let x = gemm::pack(self.isa, w.dtype(), w.cols(), RowsToPack::All(x.values()), &mut self.packed);
+        let bias = bias.map(|b| &b[..]);
+        gemm::multiply(self.isa, &mut self.pool, Product { x, weights: w, bias, out: out.values_mut() });
+    }
+
+    fn rotate_and_store(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        attention: &Attention,
+        norm: QkNormWeights<'_, Arc<[f32]>>,
+        rope: Option<&CpuRope>,
+        qkv: &mut CpuRows,
+    ) {
+        let kv = self.kv.as_mut().expect(NO_KV);
+        RotateAndStore { isa: self.isa, batch, layer, attention, norm, rope }.apply(qkv, kv);
+    }
+
+    fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &CpuRows, out: &mut CpuRows) {
+        let kv = self.kv.as_ref().expect(NO_KV);
+        Attend { isa: self.isa, batch, kv, layer, attention, qkv }.run(&mut self.pool, out);
+    }
+
+    fn gated_activation(&mut self, gate_up: &CpuRows, activation: Activation, out: &mut CpuRows) {
+        let isa = self.isa;
+        out.reshape(gate_up.rows(), gate_up.width() / 2);
+        for_each_row(&mut self.pool, out, 8, &|row, out| Gated::apply(isa, gate_up.row(row), activation, out));
+    }
+
+    fn moe(
+        &mut self,
+        x: &CpuRows,
+        weights: &MoeWeights<CpuMatrix>,
+        moe: &MoeSpec,
+        activation: Activation,
+        out: &mut CpuRows,
+    ) {
+        let experts = Experts { isa: self.isa, weights, moe, activation };
+        experts.apply(&mut self.pool, &mut self.packed, &mut self.moe, x, out);
+    }
+
+    fn gather_rows(&mut self, x: &CpuRows, rows: &[u32], out: &mut CpuRows) {
+        out.reshape(rows.len(), x.width());
+        for_each_row(&mut self.pool, out, 1, &|i, out| out.copy_from_slice(x.row(rows[i] as usize)));
+    }
+
+    fn finish_logits(&mut self, logits: &mut CpuRows, scale: f32, softcap: Option<f32>) {
+        let isa = self.isa;
+        if scale == 1.0 && softcap.is_none() {
+            return;
+        }
+        for_each_row(&mut self.pool, logits, 4, &|_, x| {
+            x.iter_mut().for_each(|x| *x *= scale);
+            if let Some(cap) = softcap {
+                // SAFETY: the level is available.
+                unsafe { isa.run(SoftCap { x, cap }) };
+            }
+        });
+    }
+
+    fn read<'a>(&'a mut self, rows: &'a CpuRows) -> &'a [f32] {
+        rows.values()
+    }
+}
+
+/// `to = from * scale`; `from` holds as many elements of `dtype` as `to` has.
+struct Widen<'a> {
+    from: *const u8,
+    dtype: Dtype,
+    scale: f32,
+    to: &'a mut [f32],
+}
+
+impl Widen<'_> {
+    /// # Safety
+    /// As [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn widen<S: Simd, E: Element>(self) {
+        let n = self.to.len();
+        let tail = n % S::WIDTH;
+        // SAFETY: all indices stay below `n`.
+        unsafe {
+            let (to, scale) = (self.to.as_mut_ptr(), S::splat(self.scale));
+            let mut i = 0;
+            while i + S::WIDTH <= n {
+                S::store(to.add(i), S::mul(E::load::<S>(self.from.add(i * E::BYTES)), scale));
+                i += S::WIDTH;
+            }
+            if tail > 0 {
+                let v = E::load_first::<S>(self.from.add(i * E::BYTES), tail);
+                S::store_first(to.add(i), S::mul(v, scale), tail);
+            }
+        }
+    }
+}
+
+impl Kernel for Widen<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the contract is passed on.
+        unsafe {
+            match self.dtype {
+                Dtype::F32 => self.widen::<S, F32>(),
+                Dtype::F16 => self.widen::<S, F16>(),
+                Dtype::Bf16 => self.widen::<S, Bf16>(),
+            }
+        }
+    }
+}

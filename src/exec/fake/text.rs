@@ -3,7 +3,6 @@
 //! Tokens 0 to 255 are single bytes, so that encoding needs no training; the rest are words that encoding never
 //! produces, and the last one is the end token. The executor draws words only ([`first_word`]).
 
-
 use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -26,7 +25,8 @@ pub(super) fn first_word(vocab: u32) -> u32 {
 
 pub fn tokenizer(spec: &FakeSpec) -> Result<Tokenizer, TextError> {
     if spec.vocab < MIN_SERVED_VOCAB {
-        let message = format!("a fake model of vocab={} has no room for text; use at least {MIN_SERVED_VOCAB}", spec.vocab);
+        let message =
+            format!("a fake model of vocab={} has no room for text; use at least {MIN_SERVED_VOCAB}", spec.vocab);
         return Err(TextError::Unsupported(message));
     }
     // ByteLevel writes byte 0x20 as `Ġ`; words carry their space in front, as trained vocabularies do.
@@ -70,7 +70,6 @@ fn byte_alphabet() -> Vec<char> {
         })
         .collect()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -10,13 +10,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::TokenId;
+use super::decoder::Progress;
 use super::gguf;
 use super::spec::Spec;
 use super::text::Tokenizer;
 use super::weights::{Tensor, WeightsError};
-
-/// Called with bytes done and bytes in all, from any thread, while a file is converted as it is opened.
-pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// Opens a Hugging Face checkpoint folder or a `.gguf` file and checks all of it: configuration, tokenizer, and that
 /// every tensor has its place and shape. `max_model_len` is the context length to serve, if one was chosen.

@@ -1,0 +1,256 @@
+//! The threads of one CPU executor: fork-join over numbered chunks.
+//!
+//! Owns its threads and nothing else. Never knows what a chunk is. Invariants: `run` returns only when no thread
+//! is inside its closure any more; threads without work sleep (they look for the next job for some tens of
+//! microseconds, the gap between two operations of a step, before they do), so an idle server uses no CPU.
+//!
+//! Who takes which chunk varies from run to run; kernels must not care (batch invariance).
+
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::thread::{self, JoinHandle};
+
+/// More threads than any machine's cores; a bound on what a configuration can ask for.
+pub const MAX_THREADS: usize = 512;
+
+/// How often a thread without work looks for some before it sleeps; a look costs about 15 to 40 ns.
+const SPINS_BEFORE_SLEEP: u32 = 1500;
+
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Number of the job (high 32 bits), whether it may be joined (bit 31), how many threads are inside (rest).
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next_chunk: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    sleeping: Vec<AtomicBool>,
+}
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+
+#[derive(Clone, Copy)]
+struct Job {
+    chunks: usize,
+    task: *const (dyn Fn(usize) + Sync),
+}
+
+// SAFETY: `job` is written by `Pool::run` (which has `&mut self`) while the job is closed and nobody is inside, and
+// read only by threads that have joined an open job; the closure behind the pointer is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer in it is only followed inside a job.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// A pool of `threads` (1 to [`MAX_THREADS`]), the calling thread counted.
+    pub fn new(threads: usize) -> std::io::Result<Pool> {
+        let num_workers = threads.clamp(1, MAX_THREADS) - 1;
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next_chunk: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleeping: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let mut pool = Pool { shared, workers: Vec::with_capacity(num_workers) };
+        for index in 0..num_workers {
+            let shared = pool.shared.clone();
+            let worker = thread::Builder::new().name(format!("cpu-{}", index + 1));
+            pool.workers.push(worker.spawn(move || shared.work(index))?);
+        }
+        Ok(pool)
+    }
+
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` once for every number below `chunks`, on this thread and those workers that are quick enough.
+    /// A panic in a chunk is passed on after all threads have left.
+    pub fn run(&mut self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if chunks <= 1 || self.workers.is_empty() {
+            (0..chunks).for_each(task);
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime is erased; `close` below waits until no thread can follow the pointer.
+        let task_ptr = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
+        };
+        // SAFETY: the last job is closed and left, and `&mut self` keeps others from opening one.
+        unsafe { *shared.job.get() = Some(Job { chunks, task: task_ptr }) };
+        shared.next_chunk.store(0, Relaxed);
+        let number = (shared.state.load(Relaxed) >> 32).wrapping_add(1) & u64::from(u32::MAX);
+        shared.state.store(number << 32 | OPEN, SeqCst);
+        for (sleeping, worker) in shared.sleeping.iter().zip(&self.workers) {
+            if sleeping.load(SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| shared.take_chunks(chunks, task)));
+        shared.close();
+        let worker_panicked = shared.panicked.swap(false, Relaxed);
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
+        }
+        if worker_panicked {
+            panic!("a compute thread panicked; its message is above");
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches its panics; there is nothing to learn from the result.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn take_chunks(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
+        loop {
+            let chunk = self.next_chunk.fetch_add(1, Relaxed);
+            if chunk >= chunks {
+                return;
+            }
+            task(chunk);
+        }
+    }
+
+    /// Lets nobody in any more and waits for those inside: each has at most one chunk left to finish.
+    fn close(&self) {
+        let mut state = self.state.fetch_and(!OPEN, SeqCst);
+        let mut looks = 0u32;
+        while state & INSIDE != 0 {
+            looks += 1;
+            if looks.is_multiple_of(256) {
+                thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+            state = self.state.load(Acquire);
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, index: usize) {
+        let mut last_job = 0;
+        let mut looks = 0;
+        while !self.stop.load(Relaxed) {
+            let state = self.state.load(Acquire);
+            if state & OPEN != 0 && state >> 32 != last_job {
+                if self.state.compare_exchange(state, state + 1, AcqRel, Relaxed).is_ok() {
+                    last_job = state >> 32;
+                    looks = 0;
+                    self.help();
+                }
+                continue;
+            }
+            looks += 1;
+            if looks < SPINS_BEFORE_SLEEP {
+                std::hint::spin_loop();
+                continue;
+            }
+            looks = 0;
+            self.sleeping[index].store(true, SeqCst);
+            let state = self.state.load(SeqCst);
+            if !self.stop.load(SeqCst) && (state & OPEN == 0 || state >> 32 == last_job) {
+                // Whoever opens a job after the load above sees `sleeping` and unparks.
+                thread::park();
+            }
+            self.sleeping[index].store(false, SeqCst);
+        }
+    }
+
+    fn help(&self) {
+        // SAFETY: this thread is counted inside an open job, so the job stands and its closure lives.
+        let job = unsafe { *self.job.get() };
+        if let Some(Job { chunks, task }) = job {
+            // SAFETY: as above.
+            let task = unsafe { &*task };
+            if catch_unwind(AssertUnwindSafe(|| self.take_chunks(chunks, task))).is_err() {
+                self.panicked.store(true, Relaxed);
+            }
+        }
+        self.state.fetch_sub(1, Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_runs_once_whatever_the_number_of_threads() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            assert_eq!(pool.threads(), threads);
+            for chunks in [0, 1, 2, 3, 100] {
+                let counts: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(chunks, &|i| {
+                    counts[i].fetch_add(1, Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Relaxed) == 1), "{threads} threads, {chunks} chunks");
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_visible_after_run_over_many_jobs() {
+        let mut pool = Pool::new(3).unwrap();
+        let total = AtomicUsize::new(0);
+        for job in 0..2000 {
+            if job % 500 == 0 {
+                // Long enough for the workers to fall asleep.
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            pool.run(7, &|i| {
+                total.fetch_add(i, Relaxed);
+            });
+            assert_eq!(total.load(Relaxed), (job + 1) * 21);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_chunk_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = Pool::new(3).unwrap();
+        for bad in 0..8 {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(8, &|i| {
+                    thread::sleep(std::time::Duration::from_micros(50));
+                    assert_ne!(i, bad, "wanted by the test");
+                })
+            }));
+            assert!(outcome.is_err());
+        }
+        let sum = AtomicUsize::new(0);
+        pool.run(10, &|i| {
+            sum.fetch_add(i, Relaxed);
+        });
+        assert_eq!(sum.load(Relaxed), 45);
+    }
+
+    #[test]
+    fn idle_threads_sleep() {
+        let mut pool = Pool::new(3).unwrap();
+        pool.run(8, &|_| {});
+        let asleep = || pool.shared.sleeping.iter().all(|s| s.load(SeqCst));
+        let found = (0..2000).any(|_| {
+            thread::sleep(std::time::Duration::from_millis(1));
+            asleep()
+        });
+        assert!(found, "workers were still spinning after two seconds");
+    }
+}
