@@ -93,9 +93,7 @@ fn actors_md_lists_the_messages_of_the_code() {
     let names: BTreeSet<_> = listed.keys().chain(known.keys()).collect();
     let differing = names.into_iter().filter(|name| listed.get(*name) != known.get(*name));
     report(
-        differing
-            .map(|n| format!("{n}: actors.md says {:?}, the code {:?}", listed.get(n), known.get(n)))
-            .collect(),
+        differing.map(|n| format!("{n}: actors.md says {:?}, the code {:?}", listed.get(n), known.get(n))).collect(),
     );
 }
 
@@ -136,8 +134,10 @@ fn the_readme_lists_every_metric() {
 
 #[test]
 fn the_readme_lists_every_route() {
-    let listed: BTreeSet<String> =
-        rows(&page("README.md"), "## Routes").into_iter().flat_map(|row| row[0].split(", ").map(str::to_owned).collect::<Vec<_>>()).collect();
+    let listed: BTreeSet<String> = rows(&page("README.md"), "## Routes")
+        .into_iter()
+        .flat_map(|row| row[0].split(", ").map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     let server = page("src/api/server.rs");
     let mut known = BTreeSet::new();
     for route in server.split(".route(\"").skip(1) {
@@ -161,7 +161,7 @@ fn keys_that_documents_name_exist() {
             let key = word.split(['=', ' ', ':']).next().unwrap_or_default();
             let Some((section, rest)) = key.split_once('.') else { continue };
             let is_word = |t: &str| !t.is_empty() && t.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            let is_file = ["rs", "md", "yaml", "json", "toml", "sh", "db", "gguf"].contains(&rest);
+            let is_file = ["rs", "md", "yaml", "json", "toml", "sh", "db", "gguf", "safetensors"].contains(&rest);
             if sections.contains(&section) && is_word(rest) && !is_file && !KEYS.iter().any(|k| k.path == key) {
                 wrong.push(format!("{name}: there is no key {key}"));
             }

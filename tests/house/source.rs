@@ -48,7 +48,8 @@ pub fn sources() -> Vec<Source> {
     let mut sources: Vec<Source> = paths.iter().map(|path| read(path)).collect();
     let tests: Vec<String> = sources.iter().flat_map(test_modules).collect();
     for source in &mut sources {
-        let in_tests = |test: &String| source.path == format!("{test}.rs") || source.path.starts_with(&format!("{test}/"));
+        let in_tests =
+            |test: &String| source.path == format!("{test}.rs") || source.path.starts_with(&format!("{test}/"));
         if tests.iter().any(in_tests) {
             source.program.clear();
         }
