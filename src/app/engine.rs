@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::cores;
 use super::memory::{self, Demand, TooLittle};
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
 use crate::base::config::{Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
-use crate::exec::cpu::{CpuOps, CpuOptions, Isa};
+use crate::exec::cpu::{CpuError, CpuOps, CpuOptions, Isa};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::{ModelExecutor, kv_block_bytes};
 use crate::exec::{BLOCK_TOKENS, Executor};
@@ -39,8 +40,8 @@ pub enum EngineError {
     Chat(#[from] ChatError),
     #[error(transparent)]
     Memory(#[from] TooLittle),
-    #[error("engine.isa is {0}, which this CPU does not have")]
-    Isa(Isa),
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     #[error("model.max_model_len is {asked}, but the model was made for {limit} tokens; lower it")]
     TooLong { asked: usize, limit: usize },
 }
@@ -93,29 +94,29 @@ fn fake(config: &Config) -> Result<Engine, EngineError> {
 fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
     let max_model_len = max_model_len(config, &source)?;
-    let isa = isa(config)?;
+    let isa = isa(config);
     let dtype = kv_dtype(config, &source);
     let block_bytes = kv_block_bytes(&source.spec, dtype);
 
     let lanes = config.engine.lanes;
     let threads = threads(config);
     let options = |lane: usize| CpuOptions { threads: threads / lanes + usize::from(lane < threads % lanes), isa };
-    let mut first = CpuOps::new(options(0));
+    let mut first = CpuOps::new(options(0))?;
     let mut on_load = |done, total| progress("loading weights", done, total);
     let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
     let num_blocks = num_blocks(config, block_bytes, max_model_len)?;
 
     let shared: Vec<_> = (1..lanes)
         .map(|lane| {
-            let mut ops = CpuOps::new(options(lane));
+            let mut ops = CpuOps::new(options(lane))?;
             let decoder = decoder.share(&mut ops);
-            (ops, decoder)
+            Ok((ops, decoder))
         })
-        .collect();
+        .collect::<Result<_, CpuError>>()?;
     let executors = std::iter::once((first, decoder))
         .chain(shared)
         .map(|(ops, decoder)| {
-            let device = ops.describe();
+            let device = format!("cpu ({}, {} thread(s))", ops.isa(), ops.threads());
             Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)) as Box<dyn Executor>
         })
         .collect();
@@ -140,14 +141,13 @@ fn max_model_len(config: &Config, source: &ModelSource) -> Result<usize, EngineE
     }
 }
 
-fn isa(config: &Config) -> Result<Option<Isa>, EngineError> {
-    let wanted = match config.engine.isa {
-        IsaChoice::Auto => return Ok(None),
-        IsaChoice::Avx512 => Isa::Avx512,
-        IsaChoice::Avx2 => Isa::Avx2,
-        IsaChoice::Scalar => Isa::Scalar,
-    };
-    if wanted.is_available() { Ok(Some(wanted)) } else { Err(EngineError::Isa(wanted)) }
+fn isa(config: &Config) -> Option<Isa> {
+    match config.engine.isa {
+        IsaChoice::Auto => None,
+        IsaChoice::Avx512 => Some(Isa::Avx512),
+        IsaChoice::Avx2 => Some(Isa::Avx2),
+        IsaChoice::Scalar => Some(Isa::Scalar),
+    }
 }
 
 /// `auto` keeps the KV cache in 16 bits when the weights are.
@@ -163,7 +163,7 @@ fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
 
 /// Compute threads over all lanes; every lane has at least one.
 fn threads(config: &Config) -> usize {
-    config.engine.threads.unwrap_or_else(crate::exec::cpu::physical_cores).max(config.engine.lanes)
+    config.engine.threads.unwrap_or_else(cores::physical).max(config.engine.lanes)
 }
 
 fn num_blocks(config: &Config, block_bytes: usize, max_model_len: usize) -> Result<usize, TooLittle> {

@@ -1,5 +1,6 @@
 //! The only place that knows everything: builds the process from a [`Config`], runs it, and takes it down in reverse.
 
+mod cores;
 pub mod engine;
 mod memory;
 mod serve;

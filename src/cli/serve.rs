@@ -58,7 +58,7 @@ fn failure(error: ServeError) -> Failure {
 pub fn engine_exit(error: &EngineError) -> Exit {
     match error {
         EngineError::Model(_) | EngineError::Weights(_) | EngineError::Text(_) | EngineError::Chat(_) => Exit::NoInput,
-        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Isa(_) | EngineError::TooLong { .. } => {
+        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::TooLong { .. } => {
             Exit::Usage
         }
     }

@@ -2,7 +2,6 @@
 //!
 //! Never knows about requests, queues, tenants or HTTP.
 
-pub mod cpu;
 pub mod fake;
 pub mod runner;
 
