@@ -174,6 +174,19 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
+fn nothing_is_unwrapped_without_a_reason() {
+    let mut breaches = Vec::new();
+    for source in sources() {
+        for at in word_places(&source.program, "unwrap") {
+            let line = line_of(&source.program, at);
+            breaches
+                .push(format!("{}:{line}: `unwrap` in the program; return an error, or `expect` why not", source.path));
+        }
+    }
+    report(breaches);
+}
+
+#[test]
 fn every_channel_is_bounded() {
     let mut breaches = places("do_send", |_| true, "it ignores the mailbox's bound; use try_send or send");
     breaches.extend(places("unbounded_channel", |_| true, "give the channel a bound"));
