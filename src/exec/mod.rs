@@ -2,14 +2,13 @@
 //!
 //! Never knows about requests, queues, tenants or HTTP.
 
+pub mod cpu;
 pub mod fake;
 pub mod runner;
 
 use std::time::Duration;
 
 use crate::sched::plan::{StepOutput, StepPlan};
-
-pub mod cpu;
 
 /// Tokens in one KV block.
 pub use crate::kv::BLOCK_TOKENS;

@@ -40,7 +40,7 @@ impl<O: Ops> ModelExecutor<O> {
         Self { info, ops, decoder, batch: Batch::default(), scratch: Scratch::default(), row: Vec::new() }
     }
 
-    /// Token ids come from clients in the end: they are checked in release builds too.
+    /// Token ids and lengths come from clients in the end: they are checked in release builds too.
     fn check(&self, plan: &StepPlan) -> Result<(), ExecError> {
         let vocab_size = self.info.vocab_size;
         for rows in &plan.rows {
@@ -49,9 +49,15 @@ impl<O: Ops> ModelExecutor<O> {
                     format!("token {token} of sequence {} is outside the vocabulary of {vocab_size}", rows.seq.0);
                 return Err(ExecError::Failed(message));
             }
-            let end = rows.start as usize + rows.tokens.len();
             if rows.tokens.is_empty() {
                 return Err(ExecError::Failed(format!("the plan has no tokens for sequence {}", rows.seq.0)));
+            }
+            let end = rows.start as usize + rows.tokens.len();
+            let max_positions = self.decoder.spec().max_positions;
+            if end > max_positions {
+                let message =
+                    format!("sequence {} has {end} positions; at most {max_positions} are possible", rows.seq.0);
+                return Err(ExecError::Failed(message));
             }
             debug_assert!(rows.blocks.len() * BLOCK_TOKENS >= end, "sequence {}: table too short", rows.seq.0);
             debug_assert!(rows.blocks.iter().all(|block| (*block as usize) < self.info.num_blocks));

@@ -6,7 +6,7 @@ use garrick::kv::BLOCK_TOKENS;
 use garrick::model::TokenId;
 use garrick::model::decoder::Decoder;
 use garrick::model::ops::{Batch, KvDtype, Ops, Span};
-use garrick::model::spec::Spec;
+use garrick::model::source::{self, ModelSource};
 use garrick::model::weights::safetensors;
 use serde::Deserialize;
 
@@ -81,10 +81,7 @@ pub const NUM_BLOCKS: usize = 64;
 
 impl<O: Ops> Model<O> {
     pub fn load(mut ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
-        let folder = folder(name);
-        let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-        let spec = Spec::from_config(&serde_json::from_str(&config).unwrap(), max_model_len).unwrap();
-        let tensors = safetensors::open_folder(&folder).unwrap();
+        let ModelSource { spec, tensors, .. } = source::open(&folder(name), max_model_len, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
         ops.allocate_kv(&spec, dtype, NUM_BLOCKS);
         Self { ops, decoder, vocab: spec.vocab_size }

@@ -1,9 +1,11 @@
 //! Reference logits that transformers computed (tests/fixtures/models), against the decoder.
 
+mod executor;
 mod harness;
 mod naive;
 mod routed;
 
+use garrick::exec::cpu::{CpuOps, CpuOptions, Isa};
 use garrick::model::ops::{KvDtype, Ops};
 use harness::{Golden, Model, Rows, max_difference, median_rms, rms, scattered_table};
 use naive::Naive;
@@ -137,51 +139,73 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     }
 }
 
-macro_rules! goldens {
-    ($($test:ident: $name:literal, moe: $moe:literal;)*) => {$(
+/// The CPU device with each instruction set that this machine has.
+fn cpus() -> Vec<impl Fn() -> CpuOps> {
+    let new = |isa| move || CpuOps::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();
+    Isa::available().map(new).collect()
+}
+
+/// Every check of one golden model on some devices.
+macro_rules! golden {
+    ($devices:expr, $test:ident, $name:literal, $is_moe:literal) => {
         mod $test {
             use super::*;
 
             #[test]
-            fn naive_f32() {
-                check_f32($name, Naive::new, &[usize::MAX, 5]);
-            }
-
-            #[test]
-            fn naive_bf16() {
-                check_bf16($name, Naive::new, $moe);
-                if $moe {
-                    check_forced($name, Naive::new);
+            fn f32() {
+                for device in $devices {
+                    check_f32($name, device, &[usize::MAX, 16, 5, 1]);
                 }
             }
 
             #[test]
-            fn naive_batched() {
-                check_batched($name, Naive::new);
+            fn bf16() {
+                for device in $devices {
+                    check_bf16($name, &device, $is_moe);
+                    if $is_moe {
+                        check_forced($name, &device);
+                    }
+                }
+            }
+
+            #[test]
+            fn batched() {
+                for device in $devices {
+                    check_batched($name, device);
+                }
             }
         }
-    )*};
+    };
 }
 
-goldens! {
-    gemma2: "gemma2", moe: false;
-    gemma3: "gemma3", moe: false;
-    granite: "granite", moe: false;
-    llama: "llama", moe: false;
-    llama_biased: "llama-biased", moe: false;
-    llama_head80_gqa8: "llama-head80-gqa8", moe: false;
-    llama_linear_rope: "llama-linear-rope-old-style", moe: false;
-    llama_yarn: "llama-yarn-head64", moe: false;
-    llama3_scaled_rope_tied: "llama3-scaled-rope-tied", moe: false;
-    mistral_window: "mistral-window", moe: false;
-    mixtral: "mixtral", moe: true;
-    olmo2: "olmo2", moe: false;
-    phi3: "phi3", moe: false;
-    phi3_longrope: "phi3-longrope", moe: false;
-    qwen2_old_style: "qwen2-head128-old-style", moe: false;
-    qwen2_tied: "qwen2-tied", moe: false;
-    qwen3: "qwen3", moe: false;
-    qwen3_moe: "qwen3-moe", moe: true;
-    qwen3_moe_no_renorm: "qwen3-moe-no-renorm", moe: true;
-    smollm3_nope: "smollm3-nope", moe: false;
+macro_rules! goldens {
+    ($module:ident, $devices:expr) => {
+        mod $module {
+            use super::*;
+
+            golden!($devices, gemma2, "gemma2", false);
+            golden!($devices, gemma3, "gemma3", false);
+            golden!($devices, granite, "granite", false);
+            golden!($devices, llama, "llama", false);
+            golden!($devices, llama_biased, "llama-biased", false);
+            golden!($devices, llama_head80_gqa8, "llama-head80-gqa8", false);
+            golden!($devices, llama_linear_rope, "llama-linear-rope-old-style", false);
+            golden!($devices, llama_yarn, "llama-yarn-head64", false);
+            golden!($devices, llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
+            golden!($devices, mistral_window, "mistral-window", false);
+            golden!($devices, mixtral, "mixtral", true);
+            golden!($devices, olmo2, "olmo2", false);
+            golden!($devices, phi3, "phi3", false);
+            golden!($devices, phi3_longrope, "phi3-longrope", false);
+            golden!($devices, qwen2_old_style, "qwen2-head128-old-style", false);
+            golden!($devices, qwen2_tied, "qwen2-tied", false);
+            golden!($devices, qwen3, "qwen3", false);
+            golden!($devices, qwen3_moe, "qwen3-moe", true);
+            golden!($devices, qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
+            golden!($devices, smollm3_nope, "smollm3-nope", false);
+        }
+    };
 }
+
+goldens!(naive_device, [Naive::new]);
+goldens!(cpu, cpus());

@@ -42,7 +42,12 @@ pub(super) fn open(folder: &Path, max_model_len: Option<usize>) -> Result<ModelS
     eos_tokens.dedup();
 
     let weights_error = |error: weights::WeightsError| ModelError::Weights { path: display(folder), error };
-    let tensors = safetensors::open_folder(folder).map_err(weights_error)?;
+    let mut tensors = safetensors::open_folder(folder).map_err(weights_error)?;
+    if config.get("text_config").is_some() {
+        let num_left_out;
+        (tensors, num_left_out) = weights::text_part(tensors);
+        tracing::info!(num_left_out, "tensors of the image part are not used; only text is served");
+    }
     let ignored = weights::bind(&spec, &tensors).map_err(weights_error)?.ignored;
     if !ignored.is_empty() {
         tracing::info!(tensors = ?ignored, "harmless tensors of the checkpoint are not used");

@@ -9,15 +9,15 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::TokenId;
 use super::decoder::Progress;
-use super::gguf;
 use super::spec::Spec;
 use super::text::Tokenizer;
 use super::weights::{Tensor, WeightsError};
+use super::{TokenId, gguf};
 
 /// Opens a Hugging Face checkpoint folder or a `.gguf` file and checks all of it: configuration, tokenizer, and that
-/// every tensor has its place and shape. `max_model_len` is the context length to serve, if one was chosen.
+/// every tensor has its place and shape. `max_model_len` is the context length to serve, if one was chosen; `progress`
+/// is told about what takes time (a folder is only mapped, a GGUF file is dequantised).
 pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
     let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     match std::fs::metadata(path) {

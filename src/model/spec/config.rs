@@ -6,7 +6,7 @@ use super::family::Family;
 use super::fields::Fields;
 use super::layers::{self, RopeIndex};
 use super::rope::{self, MAX_POSITIONS, RopeContext, RopePair};
-use super::{Activation, Spec, SpecError};
+use super::{Activation, Spec, SpecError, nested};
 
 const MAX_LAYERS: usize = 4096;
 const MAX_HIDDEN: usize = 1 << 20;
@@ -21,6 +21,9 @@ impl Spec {
         let config = Fields::new(config, "")?;
         let model_type =
             config.text_opt("model_type")?.ok_or_else(|| config.missing("model_type", "an architecture's name"))?;
+        if model_type == nested::MODEL_TYPE {
+            return Spec::from_config(&nested::text_config(config)?, max_model_len);
+        }
         let family = Family::from_model_type(model_type)?;
         refuse_unsupported(config)?;
 

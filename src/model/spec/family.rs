@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{NormPlacement, QkNorm, SpecError};
+use super::{NormPlacement, QkNorm, SpecError, nested};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
@@ -39,7 +39,8 @@ const NAMES: &[(&str, Family)] = &[
 impl Family {
     pub fn from_model_type(model_type: &str) -> Result<Self, SpecError> {
         NAMES.iter().find(|(name, _)| *name == model_type).map(|(_, family)| *family).ok_or_else(|| {
-            let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            let mut names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            names.push(nested::MODEL_TYPE);
             SpecError::unsupported("model_type", Value::from(model_type), names.join(", "))
         })
     }

@@ -11,6 +11,7 @@ mod error;
 mod family;
 mod fields;
 mod layers;
+mod nested;
 mod rope;
 #[cfg(test)]
 mod tests;

@@ -49,7 +49,8 @@ pub(super) fn parse(config: Fields, context: &RopeContext) -> Result<RopePair, S
         }
         let of = |name: &'static str, path: &'static str| {
             let value = fields.object_opt(name)?.ok_or_else(|| fields.missing(name, "an object of rope parameters"))?;
-            shared.resolve(Some(Fields::new(value, path)?), None)
+            let own = Fields::new(value, path)?;
+            shared.resolve(Some(own), Some(own.positive("rope_theta")?))
         };
         let full = of("full_attention", "rope_parameters.full_attention")?;
         let windowed = of("sliding_attention", "rope_parameters.sliding_attention")?;
@@ -147,7 +148,7 @@ impl Shared<'_> {
         };
         let factor = own_factor.or(self.config.positive_opt("partial_rotary_factor")?).unwrap_or(1.0);
         let dim = (self.context.head_dim as f64 * factor) as usize;
-        if factor > 1.0 || dim < 2 || dim % 2 != 0 {
+        if factor > 1.0 || dim < 2 || !dim.is_multiple_of(2) {
             let expected = format!("a factor that gives an even part of head_dim {}", self.context.head_dim);
             return Err(SpecError::invalid("partial_rotary_factor", factor, expected));
         }

@@ -4,12 +4,14 @@
 
 mod bind;
 mod error;
+mod nested;
 pub mod safetensors;
 #[cfg(test)]
 mod tests;
 
 pub use bind::{LayerTensors, MlpTensors, ModelTensors, NormTensors, bind};
 pub use error::WeightsError;
+pub use nested::text_part;
 
 use std::ops::Range;
 use std::sync::Arc;

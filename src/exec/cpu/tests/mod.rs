@@ -1,1 +1,111 @@
-//! Twins
+//! Every operation against a plain float64 twin, at every level of this machine; and batch invariance, bit for bit.
+
+mod attention;
+mod invariance;
+mod operations;
+mod twins;
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::model::weights::Bytes;
+
+pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// Seeded numbers: the same test data on every machine.
+pub struct Random(pub u64);
+
+impl Random {
+    /// SplitMix64.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In -1..1.
+    pub fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+
+    pub fn rows(&mut self, rows: usize, width: usize) -> CpuRows {
+        CpuRows::from_values(self.values(rows * width), width)
+    }
+
+    /// A matrix of random elements, its bytes at an odd place, and its values as stored.
+    pub fn tensor(&mut self, dtype: Dtype, rows: usize, cols: usize) -> (Tensor, Vec<f32>) {
+        let mut bytes = vec![0xffu8];
+        let mut values = Vec::new();
+        for x in self.values(rows * cols) {
+            match dtype {
+                Dtype::F32 => bytes.extend(x.to_le_bytes()),
+                Dtype::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
+                Dtype::Bf16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+            }
+            values.push(match dtype {
+                Dtype::F32 => x,
+                Dtype::F16 => f16::from_f32(x).to_f32(),
+                Dtype::Bf16 => bf16::from_f32(x).to_f32(),
+            });
+        }
+        let range = 1..bytes.len();
+        (Tensor::new("test.weight".into(), dtype, vec![rows, cols], Arc::new(Owned(bytes)), range), values)
+    }
+}
+
+struct Owned(Vec<u8>);
+
+impl Bytes for Owned {
+    fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+pub fn ops(isa: Isa, threads: usize) -> CpuOps {
+    CpuOps::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+}
+
+/// Asserts that every value is within `tolerance` times the scale of its sum (or 1) of the exact one.
+pub fn assert_close(got: &[f32], exact: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), exact.len(), "{what}");
+    for (i, (&got, &exact)) in got.iter().zip(exact).enumerate() {
+        let error = (f64::from(got) - exact).abs();
+        assert!(error <= tolerance * exact.abs().max(1.0), "{what}: value {i} is {got}, not {exact}");
+    }
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn options_are_checked_and_forks_share_weights() {
+    assert!(matches!(
+        CpuOps::new(CpuOptions { threads: MAX_THREADS + 1, isa: None }),
+        Err(CpuError::TooManyThreads(_))
+    ));
+    let mut first = CpuOps::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    assert_eq!((first.threads(), first.isa()), (2, Isa::detect()));
+    let mut second = first.fork(1).unwrap();
+    assert_eq!((second.threads(), second.isa()), (1, Isa::detect()));
+    let mut random = Random(1);
+    let (tensor, _) = random.tensor(Dtype::Bf16, 40, 50);
+    let w = first.load_matrix(&[tensor]);
+    let x = random.rows(3, 50);
+    let (mut a, mut b) = (CpuRows::default(), CpuRows::default());
+    first.matmul(&x, &w, None, &mut a);
+    second.matmul(&x, &w.clone(), None, &mut b);
+    assert_eq!(bits(a.values()), bits(b.values()));
+}
