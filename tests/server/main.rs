@@ -1,0 +1,16 @@
+//! The program as its users meet it: a real process, real sockets, real signals.
+//!
+//! Every test starts its own server ([`fixture::Server`]) and, when the server is dropped, finds out whether anything
+//! was left behind: a permit, a stream, a running or waiting sequence, a held block, an exit status that is not 0.
+//! No test asserts a speed; every time here is a generous bound against hanging.
+
+mod agreement;
+mod chat;
+mod completions;
+mod drills;
+mod errors;
+mod fixture;
+mod leaving;
+mod sampling;
+mod slow;
+mod text;
