@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["base"],
     &["model", "kv", "sample", "sched"],
     &["exec"],
-    &["store", "gate"],
+    &["store", "gate", "route"],
     &["actors"],
     &["api", "cli", "app"],
     &["main", "lib"],

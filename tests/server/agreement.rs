@@ -17,7 +17,9 @@ fn cases(choices: Value, tail: Value) -> Vec<Value> {
         json!({"logit_bias": {"1023": 100}}),
         json!({"logit_bias": {"195": 100}, "max_tokens": 5}),
     ];
-    base.into_iter().flat_map(|case| [case.clone(), with(case.clone(), choices.clone()), with(case, tail.clone())]).collect()
+    base.into_iter()
+        .flat_map(|case| [case.clone(), with(case.clone(), choices.clone()), with(case, tail.clone())])
+        .collect()
 }
 
 #[test]

@@ -57,7 +57,9 @@ fn an_echo_is_the_prompt_before_the_answer() {
 #[test]
 fn log_probabilities_stand_beside_their_tokens() {
     let server = Launch::fake("fake").start();
-    for (echo, top, prompt) in [(false, 0, "Hey"), (false, 3, "Hey"), (true, 0, "Hey"), (true, 3, "Hey"), (true, 2, "H")] {
+    for (echo, top, prompt) in
+        [(false, 0, "Hey"), (false, 3, "Hey"), (true, 0, "Hey"), (true, 3, "Hey"), (true, 2, "H")]
+    {
         let body = completion(json!({"prompt": prompt, "echo": echo, "logprobs": top, "max_tokens": 5}));
         let answer = server.post(COMPLETIONS, &body).ok();
         let choice = &answer["choices"][0];

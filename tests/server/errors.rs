@@ -154,7 +154,8 @@ fn wrong_fields_of_completions_and_text_routes_are_refused_by_name() {
 fn what_is_no_json_object_is_refused() {
     let server = Launch::fake("fake").start();
     let deep = "[".repeat(10_000);
-    let bodies: [&[u8]; 8] = [b"", b"{", b"[]", b"null", b"\"x\"", b"\xff\xfe", b"{\"model\": \"default\",}", deep.as_bytes()];
+    let bodies: [&[u8]; 8] =
+        [b"", b"{", b"[]", b"null", b"\"x\"", b"\xff\xfe", b"{\"model\": \"default\",}", deep.as_bytes()];
     for path in [CHAT, COMPLETIONS, "/tokenize", "/detokenize", "/v1/chat/completions/render"] {
         for body in bodies {
             let error = server.ask(&Request::new("POST", path).body(body)).error(400);

@@ -97,7 +97,8 @@ fn leaving_while_the_request_is_sent_holds_nothing() {
     let server = Launch::fake(SLOW).start();
     for how in ALL {
         let mut connection = server.connect();
-        connection.send_bytes(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{\"model\"");
+        connection
+            .send_bytes(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{\"model\"");
         let _still_open = leave(connection, how);
     }
     server.wait_idle();

@@ -35,7 +35,8 @@ fn a_stop_string_ends_the_text_wherever_it_falls() {
         let stop = &whole[at..at + len];
         let expected = &whole[..whole.find(stop).expect("it is there")];
         for (include, expected) in [(false, expected.to_owned()), (true, format!("{expected}{stop}"))] {
-            let extra = json!({"seed": 11, "max_tokens": 40, "stop": ["never", stop], "include_stop_str_in_output": include});
+            let extra =
+                json!({"seed": 11, "max_tokens": 40, "stop": ["never", stop], "include_stop_str_in_output": include});
             let (text, finish, num_tokens) = ask(&server, extra.clone());
             assert_eq!((text.as_str(), finish.as_str()), (expected.as_str(), "stop"), "stop {stop:?}");
             assert!(num_tokens <= 40);
@@ -44,7 +45,8 @@ fn a_stop_string_ends_the_text_wherever_it_falls() {
         }
     }
     // What only looked like the beginning of a stop string is told in the end.
-    let (text, finish, _) = ask(&server, json!({"seed": 11, "max_tokens": 40, "stop": format!("{}!", &whole[whole.len() - 3..])}));
+    let (text, finish, _) =
+        ask(&server, json!({"seed": 11, "max_tokens": 40, "stop": format!("{}!", &whole[whole.len() - 3..])}));
     assert_eq!((text, finish.as_str()), (whole, "length"));
 }
 

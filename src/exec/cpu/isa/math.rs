@@ -65,7 +65,7 @@ pub unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F {
         Activation::Silu => S::div(x, S::add(one, exp::<S>(S::sub(S::splat(0.0), x)))),
         Activation::GeluTanh => {
             let cubic = S::mul(S::mul(x, x), x);
-            let inner = S::mul(S::fma(cubic, S::splat(0.044_715), x), S::splat(0.797_884_56));
+            let inner = S::mul(S::fma(cubic, S::splat(0.044_715), x), S::splat(0.797_884_6));
             S::mul(S::mul(S::splat(0.5), x), S::add(one, tanh::<S>(inner)))
         }
     }
