@@ -24,6 +24,10 @@ impl Choice {
         Self { detokenizer, stops, tokens: Vec::new(), last_token_us: None, done: false, released: false }
     }
 
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
     /// Records time to first token, then the time between tokens.
     pub fn clock_token(&mut self, now_us: u64, began_us: u64) {
         match self.last_token_us.replace(now_us) {

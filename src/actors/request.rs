@@ -48,6 +48,9 @@ pub struct RequestActor {
     /// From submission to the first sight of a device, and from there to the end: for traces only.
     queue_span: Option<tracing::Span>,
     generate_span: Option<tracing::Span>,
+    /// A short answer may end before the lane's word on its last job is read: the actor stops after both.
+    is_begun: bool,
+    is_ended: bool,
 }
 
 impl RequestActor {
@@ -66,6 +69,8 @@ impl RequestActor {
             stream: None,
             queue_span: None,
             generate_span: None,
+            is_begun: false,
+            is_ended: false,
         }
     }
 
@@ -232,16 +237,14 @@ impl Handler<Begin> for RequestActor {
             let services = request.services.clone();
             let span = request.span.clone();
             async move { submit(services, launched?.jobs).await }.instrument(span).into_actor(request).map(
-                |result, request, ctx| match result {
-                    Ok(()) => Ok(Accepted { prompts: request.prompts.clone() }),
-                    Err(error) => {
-                        // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
-                        request.cancels.iter().for_each(CancelFlag::set);
-                        if request.stream.is_none() {
-                            ctx.stop();
-                        }
-                        Err(error)
+                |result, request, ctx| {
+                    request.is_begun = true;
+                    if request.is_ended || request.stream.is_none() {
+                        ctx.stop();
                     }
+                    // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
+                    result.inspect_err(|_| request.cancels.iter().for_each(CancelFlag::set))?;
+                    Ok(Accepted { prompts: request.prompts.clone() })
                 },
             )
         }))
@@ -286,7 +289,10 @@ impl Handler<StreamEnded> for RequestActor {
                 "request ended"
             );
         });
-        ctx.stop();
+        self.is_ended = true;
+        if self.is_begun {
+            ctx.stop();
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! Owns detokenisers, stop-string matchers and the outlet to the response. Never knows JSON, SSE or money.
 //!
 //! Invariant: it lives until every choice has finished in its lane, also when the client is long gone, because the
-//! permit that bounds the lanes' queues is returned only after it.
+//! permit that bounds the lanes' queues is returned only after it; and until the reader is gone, also when the lanes are
+//! long done, because somebody must cut a reader that stalls before the end of a finished answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub(super) enum State {
     Left,
     /// This error ends the stream once the lanes have let go.
     Failing(Error),
+    /// The last item was put; the reader may not have taken it yet.
+    Ended,
 }
 
 impl StreamActor {
@@ -81,10 +84,14 @@ impl StreamActor {
             Event::Prompt(logprobs) => self.put(Item::Prompt { prompt, logprobs }),
             Event::Token { choice, sampled } => {
                 let ends = matches!(next, Some(Event::Finished { choice: c, finish: Finish::Stop }) if *c == choice);
-                self.usage.completion_tokens += 1;
                 let index = prompt as u32 * self.num_choices + choice;
                 let now = clock::now_us();
                 let entry = &mut self.choices[index as usize];
+                if entry.is_done() {
+                    // Whether the lane computed one more before it heard of the stop string is chance: it counts nowhere.
+                    return;
+                }
+                self.usage.completion_tokens += 1;
                 entry.clock_token(now, self.began_us);
                 if let Some(delta) = entry.push(index, sampled, ends) {
                     if delta.finish.is_some() {
@@ -137,20 +144,27 @@ impl StreamActor {
         self.abandon(State::Left);
     }
 
-    /// A reader that had something to take and took nothing for the whole interval is cut.
+    /// A reader that had something to take and took nothing for the whole interval is cut. After the last item there is
+    /// always something to take: the end.
     fn watch_reader(&self, ctx: &mut Context<Self>) {
         let mut taken_before = None;
-        ctx.run_interval(self.limits.stall_timeout, move |stream, _| {
+        ctx.run_interval(self.limits.stall_timeout, move |stream, ctx| {
             let (bytes, taken) = stream.outlet.backlog();
-            if bytes > 0 && taken_before == Some(taken) {
+            let is_ended = stream.state == State::Ended;
+            let is_due = bytes > 0 || is_ended;
+            if is_due && taken_before == Some(taken) {
                 stream.cut("nothing was read for server.stall_timeout_s");
+                if is_ended {
+                    ctx.stop();
+                }
             }
-            taken_before = (bytes > 0).then_some(taken);
+            taken_before = is_due.then_some(taken);
         });
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let outcome = match std::mem::replace(&mut self.state, State::Left) {
+        let outcome = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Ended => return,
             State::Open => {
                 self.outlet.put(Item::End(self.usage));
                 Outcome::Done
@@ -166,7 +180,9 @@ impl StreamActor {
         };
         // The owner waits for nothing else, so its mailbox is empty but for this.
         let _ = self.owner.try_send(StreamEnded { usage: self.usage, outcome });
-        ctx.stop();
+        if self.outlet.is_reader_gone() {
+            ctx.stop();
+        }
     }
 }
 
@@ -176,7 +192,10 @@ impl Actor for StreamActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         metrics().streams_open.increment(1.0);
         let gone = self.outlet.reader_gone();
-        ctx.spawn(gone.into_actor(self).map(|(), stream, _| stream.abandon(State::Left)));
+        ctx.spawn(gone.into_actor(self).map(|(), stream, ctx| match stream.state {
+            State::Ended => ctx.stop(),
+            _ => stream.abandon(State::Left),
+        }));
         self.watch_reader(ctx);
         self.queue.attach(ctx.address().recipient());
     }

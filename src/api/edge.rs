@@ -33,6 +33,10 @@ pub struct Caller(pub Arc<Principal>);
 #[derive(Debug, Clone, Copy)]
 pub struct MetricsOpen(pub bool);
 
+/// `server.max_body_bytes`, for the message of a refusal.
+#[derive(Debug, Clone, Copy)]
+pub struct MaxBody(pub usize);
+
 /// The outermost layer: gives an id, measures, and puts the id into whatever leaves.
 pub async fn identify(
     request: ServiceRequest,
@@ -46,7 +50,8 @@ pub async fn identify(
     // actix-web's router panics on a request that somebody still holds a clone of).
     let mut answer = next.call(request).await?.map_into_boxed_body();
     if let Some(error) = answer.response().error() {
-        let error = external(error);
+        let max_body = answer.request().app_data::<web::Data<MaxBody>>().map_or(0, |max| max.0);
+        let error = external(error, max_body);
         if let Some(internal) = &error.internal {
             tracing::error!(request_id = &*request_id.0, internal, "the request failed");
         }
@@ -59,13 +64,14 @@ pub async fn identify(
 }
 
 /// The error in our form; actix's own (a body that is too large, a path that cannot be decoded) are translated.
-fn external(error: &actix_web::Error) -> Error {
+fn external(error: &actix_web::Error, max_body: usize) -> Error {
     if let Some(ApiError(error)) = error.as_error::<ApiError>() {
         return error.clone();
     }
     let status = error.as_response_error().status_code();
     match status.as_u16() {
         404 => Error::not_found("no such route"),
+        413 => Error::too_large(max_body),
         400..=499 => Error::invalid_request(error.to_string()),
         _ => Error::internal(error),
     }

@@ -9,7 +9,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
 use super::connection::Connection;
-use super::edge::{self, MetricsOpen};
+use super::edge::{self, MaxBody, MetricsOpen};
 use super::error::ApiError;
 use super::{chat, completions, health, models, text};
 use crate::actors::services::Services;
@@ -42,10 +42,12 @@ impl Bound {
         let services = web::Data::from(services);
         let metrics_open = web::Data::new(MetricsOpen(edge.metrics_open));
         let max_body_bytes = edge.server.max_body_bytes;
+        let max_body = web::Data::new(MaxBody(max_body_bytes));
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(services.clone())
                 .app_data(metrics_open.clone())
+                .app_data(max_body.clone())
                 .app_data(web::PayloadConfig::new(max_body_bytes))
                 .wrap(from_fn(edge::authenticate))
                 .wrap(from_fn(edge::identify))

@@ -4,13 +4,20 @@
 //! was left behind: a permit, a stream, a running or waiting sequence, a held block, an exit status that is not 0.
 //! No test asserts a speed; every time here is a generous bound against hanging.
 
+mod admission;
 mod agreement;
 mod chat;
+mod commands;
 mod completions;
+mod demo;
 mod drills;
 mod errors;
 mod fixture;
+mod keys;
+mod lanes;
 mod leaving;
+mod lifecycle;
 mod sampling;
+mod sdk;
 mod slow;
 mod text;

@@ -18,16 +18,18 @@ fn stalled(server: &Server) -> Connection {
 #[test]
 fn a_reader_that_takes_nothing_is_cut() {
     let settings = [
-        ["server.stall_timeout_s=1", "server.max_stream_buffer_bytes=1073741824"],
-        ["server.stall_timeout_s=3600", "server.max_stream_buffer_bytes=4096"],
+        // While it is written; after everything was generated; and by what it makes us hold.
+        ["fake:decode_us_per_step=10000", "server.stall_timeout_s=1", "server.max_stream_buffer_bytes=1073741824"],
+        ["fake", "server.stall_timeout_s=1", "server.max_stream_buffer_bytes=1073741824"],
+        ["fake", "server.stall_timeout_s=3600", "server.max_stream_buffer_bytes=4096"],
     ];
-    for [timeout, buffer] in settings {
-        let server = Launch::fake("fake").set(timeout).set(buffer).start();
+    for [model, timeout, buffer] in settings {
+        let server = Launch::fake(model).set(timeout).set(buffer).start();
         let mut connection = stalled(&server);
         server.wait_for("garrick_stream_stalls_total", |stalls| stalls == 1.0);
         server.wait_idle();
         assert!(connection.ends(), "the connection is closed, not left hanging");
-        server.wait_for("garrick_finished_total{reason=\"cancelled\"}", |n| n == 1.0);
+        server.wait_for("garrick_finished_total", |n| n == 1.0);
         server.post(CHAT, &chat(json!({}))).ok();
     }
 }
@@ -58,7 +60,7 @@ fn a_silent_stream_says_that_it_lives() {
             Frame::Event { .. } => events += 1,
         }
     }
-    assert!(comments >= 1 && events == 14, "{comments} comments, {events} events");
+    assert!(comments >= 1 && events == 15, "{comments} comments, {events} events");
 }
 
 #[test]
@@ -96,6 +98,6 @@ fn one_answers_while_others_stream() {
     others.iter_mut().for_each(|stream| drop(stream.next().expect("it runs")));
     server.wait_for("garrick_requests_running", |running| running == 31.0);
     assert_eq!(server.post(CHAT, &chat(json!({}))).ok()["usage"]["completion_tokens"], 12);
-    assert_eq!(server.stream(CHAT, &chat(json!({"stream": true}))).rest().len(), 13);
+    assert_eq!(server.stream(CHAT, &chat(json!({"stream": true}))).rest().len(), 14);
     assert_eq!(server.metric("garrick_requests_running"), 31.0);
 }

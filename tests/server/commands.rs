@@ -1,0 +1,104 @@
+//! The other commands of the program.
+
+use serde_json::{Value, json};
+use tempfile::tempdir;
+
+use crate::fixture::{Launch, garrick, garrick_reads};
+
+#[test]
+fn help_names_every_command() {
+    let dir = tempdir().expect("a folder");
+    let help = garrick(dir.path(), &["--help"]);
+    assert_eq!(help.code, Some(0));
+    for word in ["serve", "check", "chat", "render", "keys", "bench", "--model", "--listen", "--set", "64", "GARRICK__"]
+    {
+        assert!(help.stdout.contains(word), "{word}: {}", help.stdout);
+    }
+    for command in ["serve", "check", "chat", "render", "keys", "bench"] {
+        assert_eq!(garrick(dir.path(), &[command, "--help"]).code, Some(0), "{command}");
+    }
+    assert!(garrick(dir.path(), &["--version"]).stdout.starts_with("garrick "));
+    for wrong in [&["dance"][..], &["--dance"], &["keys"], &["keys", "create"], &["bench", "--batch", "0"]] {
+        assert_eq!(garrick(dir.path(), wrong).code, Some(64), "{wrong:?}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0, "nothing was made");
+}
+
+#[test]
+fn check_says_what_would_run() {
+    let dir = tempdir().expect("a folder");
+    let good = garrick(dir.path(), &["check", "--model", "fake", "--lanes", "2"]);
+    assert_eq!(good.code, Some(0), "{good:?}");
+    for word in ["fake", "blocks", "lanes", "127.0.0.1:8080"] {
+        assert!(good.stdout.contains(word), "{word}: {}", good.stdout);
+    }
+    assert_eq!(garrick(dir.path(), &["check", "--model", "missing"]).code, Some(66));
+    assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--listen", "0.0.0.0:1"]).code, Some(64));
+    assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--set", "kv.dtype=f8"]).code, Some(64));
+}
+
+#[test]
+fn bench_measures_every_batch() {
+    let dir = tempdir().expect("a folder");
+    let common =
+        ["bench", "--model", "fake:decode_us_per_step=500", "--batch", "1,3", "--output-tokens", "8", "--repeat", "1"];
+    let json = garrick(dir.path(), &[&common[..], &["--json"]].concat());
+    assert_eq!(json.code, Some(0), "{json:?}");
+    let report: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    let batches: Vec<_> = report["results"].as_array().expect("a list").iter().map(|row| &row["batch"]).collect();
+    assert_eq!(batches, [&json!(1), &json!(3)]);
+    for row in report["results"].as_array().expect("a list") {
+        assert!(row["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{report}");
+    }
+    let table = garrick(dir.path(), &common);
+    assert!(table.stdout.contains("DECODE TOK/S"), "{table:?}");
+    assert_eq!(garrick(dir.path(), &["bench", "--model", "fake", "--batch", "4000"]).code, Some(64));
+}
+
+#[test]
+fn keys_refuse_what_makes_no_sense() {
+    let dir = tempdir().expect("a folder");
+    for args in ["--tenant x --rpm 0", "--tenant x --rpm many", "--rpm 2"] {
+        let args: Vec<_> = ["keys", "create"].into_iter().chain(args.split(' ')).collect();
+        assert_eq!(garrick(dir.path(), &args).code, Some(64), "{args:?}");
+    }
+    assert_eq!(garrick(dir.path(), &["keys", "create", "--tenant", " "]).code, Some(64));
+    assert_eq!(garrick(dir.path(), &["keys", "revoke", "key_none"]).code, Some(64));
+    assert_eq!(garrick(dir.path(), &["keys", "list", "--json"]).stdout.trim(), "[]");
+    let elsewhere = garrick(dir.path(), &["keys", "list", "--set", "store.path=missing/folder/x.db"]);
+    assert_ne!(elsewhere.code, Some(0), "{elsewhere:?}");
+}
+
+#[test]
+fn a_chat_in_the_terminal_prints_the_answers() {
+    let launch = Launch::fake("fake").keyed();
+    let key = launch.new_key("");
+    let server = launch.start();
+    let url = format!("http://{}", server.address);
+    let args = ["chat", "--url", &url, "--key", &key, "--max-tokens", "5", "--system", "Be brief."];
+    let talk = garrick_reads(server.launch.dir(), &args, "Hello\nAgain\n");
+    assert_eq!(talk.code, Some(0), "{talk:?}");
+    assert_eq!(talk.stdout.matches(" w").count(), 10, "{talk:?}");
+    let stranger = garrick_reads(server.launch.dir(), &["chat", "--url", &url], "Hello\n");
+    assert!(stranger.stderr.contains("API key"), "{stranger:?}");
+    let nobody = garrick_reads(server.launch.dir(), &["chat", "--url", "http://127.0.0.1:1"], "Hello\n");
+    assert_eq!(nobody.code, Some(69), "{nobody:?}");
+}
+
+#[test]
+fn a_chat_becomes_its_prompt() {
+    let dir = tempdir().expect("a folder");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("a file");
+    write("t.jinja", "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ extra }}");
+    write(
+        "in.json",
+        r#"{"messages": [{"role": "user", "content": "Hi"}], "bos_token": "^", "kwargs": {"extra": "!"}}"#,
+    );
+    let args = |input| ["render", "--chat-template", "t.jinja", "--input", input];
+    let rendered = garrick(dir.path(), &args("in.json"));
+    assert_eq!((rendered.code, rendered.stdout.trim_end()), (Some(0), "^<user>Hi!"), "{rendered:?}");
+    write("bad.json", r#"{"messages": "Hi"}"#);
+    for input in ["bad.json", "missing.json"] {
+        assert_eq!(garrick(dir.path(), &args(input)).code, Some(64), "{input}");
+    }
+}
