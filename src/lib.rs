@@ -9,6 +9,7 @@ pub mod exec;
 pub mod gate;
 pub mod kv;
 pub mod model;
+pub mod route;
 pub mod sample;
 pub mod sched;
 pub mod store;

@@ -45,6 +45,9 @@ pub struct RequestActor {
     lease: Option<Lease>,
     prompts: Vec<Tokens>,
     stream: Option<Addr<StreamActor>>,
+    /// From submission to the first sight of a device, and from there to the end: for traces only.
+    queue_span: Option<tracing::Span>,
+    generate_span: Option<tracing::Span>,
     /// A short answer may end before the lane's word on its last job is read: the actor stops after both.
     is_begun: bool,
     is_ended: bool,
@@ -64,6 +67,8 @@ impl RequestActor {
             lease: None,
             prompts: Vec::new(),
             stream: None,
+            queue_span: None,
+            generate_span: None,
             is_begun: false,
             is_ended: false,
         }
@@ -97,6 +102,7 @@ impl RequestActor {
             state: State::Open,
         };
         self.stream = Some(stream.start());
+        self.queue_span = Some(self.span.in_scope(|| tracing::info_span!("queue", request = first.0)));
         (self.permit, self.lease) = (Some(permit), Some(lease));
         self.prompts = generation.prompts;
         Launch { jobs }
@@ -153,7 +159,7 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)
-        .instrument(tracing::debug_span!("prepare", bytes = begin.input_bytes))
+        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes))
         .await?;
     check(&services, &generation)?;
     let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
@@ -161,7 +167,7 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let lease = services
         .quota
         .send(Reserve { principal, tokens })
-        .instrument(tracing::debug_span!("reserve", tokens))
+        .instrument(tracing::info_span!("reserve", tokens))
         .await
         .map_err(Error::internal)??;
     permit.queue_tokens(prompt_tokens)?;
@@ -197,7 +203,7 @@ async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Err
     for job in jobs {
         let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
-        let span = tracing::debug_span!("submit", lane, request = job.request.0);
+        let span = tracing::info_span!("submit", lane, request = job.request.0);
         address.send(Submit(job)).instrument(span).await.map_err(Error::internal)?;
     }
     Ok(())
@@ -249,6 +255,8 @@ impl Handler<PromptStarted> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, started: PromptStarted, _: &mut Self::Context) {
+        self.queue_span = None;
+        self.generate_span.get_or_insert_with(|| self.span.in_scope(|| tracing::info_span!("generate")));
         let Some(prompt) = self.prompts.get(started.prompt) else { return };
         if let (Some(permit), Some(lease)) = (&mut self.permit, &self.lease) {
             permit.dequeue_tokens(prompt.len());
@@ -261,6 +269,7 @@ impl Handler<StreamEnded> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, ended: StreamEnded, ctx: &mut Self::Context) {
+        self.generate_span = None;
         let Usage { prompt_tokens, cached_tokens, completion_tokens } = ended.usage;
         if let Some(lease) = &self.lease {
             lease.use_tokens(completion_tokens);

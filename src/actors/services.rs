@@ -15,7 +15,7 @@ use super::quota::QuotaActor;
 use super::request::RequestActor;
 use super::stream::StreamLimits;
 use crate::gate::admission::Admission;
-use crate::model::served::ServedModel;
+use crate::route::ServedModel;
 
 pub struct Services {
     pub model: Arc<ServedModel>,

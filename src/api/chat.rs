@@ -17,7 +17,7 @@ use crate::actors::services::Services;
 use crate::base::clock;
 use crate::base::error::{Code, Error};
 use crate::base::id::{self, Kind};
-use crate::model::served::ServedModel;
+use crate::route::ServedModel;
 
 pub async fn create(
     http: HttpRequest,

@@ -14,7 +14,7 @@ use crate::actors::messages::{Item, Prepare, Usage};
 use crate::actors::services::Services;
 use crate::base::clock;
 use crate::base::id::{self, Kind};
-use crate::model::served::ServedModel;
+use crate::route::ServedModel;
 use crate::sample::TokenLogprobs;
 use crate::sched::plan::Tokens;
 

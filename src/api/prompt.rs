@@ -7,8 +7,8 @@ use crate::api::wire::Sampling;
 use crate::api::wire::chat::TemplateInput;
 use crate::base::error::Error;
 use crate::model::TokenId;
-use crate::model::served::ServedModel;
 use crate::model::text::{ChatError, ChatInput, flatten_text_parts, parse_tool_arguments};
+use crate::route::ServedModel;
 
 /// The text that a conversation becomes.
 pub fn render(

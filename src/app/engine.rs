@@ -8,16 +8,16 @@ use super::memory::{self, Demand, TooLittle};
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
 use crate::base::config::{Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
-use crate::exec::cpu::{CpuError, CpuOps, CpuOptions, Isa};
+use crate::exec::cpu::{self, CpuError, CpuOps, CpuOptions, Isa};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
-use crate::exec::runner::{ModelExecutor, kv_block_bytes};
+use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
 use crate::model::decoder::Decoder;
 use crate::model::ops::KvDtype;
-use crate::model::served::ServedModel;
 use crate::model::source::{self, ChatSource, GenerationDefaults, ModelError, ModelSource};
 use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
 use crate::model::weights::{Dtype, WeightsError};
+use crate::route::ServedModel;
 use crate::sample::SamplingParams;
 use crate::sched::LaneConfig;
 
@@ -40,10 +40,10 @@ pub enum EngineError {
     Chat(#[from] ChatError),
     #[error(transparent)]
     Memory(#[from] TooLittle),
+    #[error("one KV block of this model has more bytes than can be counted; its config.json cannot be right")]
+    KvShape,
     #[error(transparent)]
     Cpu(#[from] CpuError),
-    #[error("model.max_model_len is {asked}, but the model was made for {limit} tokens; lower it")]
-    TooLong { asked: usize, limit: usize },
 }
 
 /// Everything that serving needs, built but not started.
@@ -93,10 +93,11 @@ fn fake(config: &Config) -> Result<Engine, EngineError> {
 
 fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
-    let max_model_len = max_model_len(config, &source)?;
+    // As asked for, or the model's own: the spec is made for one.
+    let max_model_len = source.spec.max_positions;
     let isa = isa(config);
     let dtype = kv_dtype(config, &source);
-    let block_bytes = kv_block_bytes(&source.spec, dtype);
+    let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
 
     let lanes = config.engine.lanes;
     let threads = threads(config);
@@ -131,14 +132,6 @@ fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError>
     let mut on_open = |done, total| progress("opening the model", done, total);
     let max_model_len = config.model.max_model_len.map(|len| len as usize);
     Ok(source::open(Path::new(&config.model.path), max_model_len, &mut on_open)?)
-}
-
-fn max_model_len(config: &Config, source: &ModelSource) -> Result<usize, EngineError> {
-    let limit = source.spec.max_positions;
-    match config.model.max_model_len.map(|len| len as usize) {
-        Some(asked) if asked > limit => Err(EngineError::TooLong { asked, limit }),
-        asked => Ok(asked.unwrap_or(limit)),
-    }
 }
 
 fn isa(config: &Config) -> Option<Isa> {

@@ -46,11 +46,20 @@ pub fn install(config: &config::Telemetry) -> Result<Telemetry, TelemetryError> 
     Ok(telemetry)
 }
 
+/// The HTTP server tells of its workers at INFO, after we have said where it listens. Whoever names it gets all of it.
+fn quieten(filter: EnvFilter, log_level: &str) -> EnvFilter {
+    match "actix_server=warn".parse() {
+        Ok(directive) if !log_level.contains("actix_server") => filter.add_directive(directive),
+        _ => filter,
+    }
+}
+
 fn build(config: &config::Telemetry) -> Result<(impl Subscriber + Send + Sync, Telemetry), TelemetryError> {
     let filter = EnvFilter::builder()
         .with_regex(false)
         .parse(&config.log_level)
         .map_err(|e| TelemetryError::LogLevel(config.log_level.clone(), e.to_string()))?;
+    let filter = quieten(filter, &config.log_level);
     let lines = match config.log_format {
         LogFormat::Pretty => tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)

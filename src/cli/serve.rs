@@ -57,9 +57,11 @@ fn failure(error: ServeError) -> Failure {
 /// Whose fault it is: the configuration's, or the model's.
 pub fn engine_exit(error: &EngineError) -> Exit {
     match error {
-        EngineError::Model(_) | EngineError::Weights(_) | EngineError::Text(_) | EngineError::Chat(_) => Exit::NoInput,
-        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::TooLong { .. } => {
-            Exit::Usage
-        }
+        EngineError::Model(_)
+        | EngineError::Weights(_)
+        | EngineError::Text(_)
+        | EngineError::Chat(_)
+        | EngineError::KvShape => Exit::NoInput,
+        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
     }
 }

@@ -26,7 +26,7 @@ pub struct ModelExecutor<O: Ops> {
 }
 
 /// Bytes of one KV block over all layers, K and V.
-pub fn kv_block_bytes(spec: &Spec, dtype: KvDtype) -> usize {
+fn kv_block_bytes(spec: &Spec, dtype: KvDtype) -> usize {
     2 * spec.layers.len() * BLOCK_TOKENS * spec.kv_width() * dtype.bytes()
 }
 

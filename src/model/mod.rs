@@ -5,7 +5,6 @@
 pub mod decoder;
 pub mod gguf;
 pub mod ops;
-pub mod served;
 pub mod source;
 pub mod spec;
 pub mod text;

@@ -7,7 +7,7 @@ mod routed;
 
 use garrick::exec::cpu::{CpuOps, CpuOptions, Isa};
 use garrick::model::ops::{KvDtype, Ops};
-use harness::{Golden, Model, Rows, max_difference, median_rms, rms, scattered_table};
+use harness::{Golden, Model, Rows, folder, max_difference, median_rms, rms, scattered_table};
 use naive::Naive;
 use routed::{Route, Routed};
 
@@ -139,10 +139,32 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     }
 }
 
-/// The CPU device with each instruction set that this machine has.
+/// The CPU device with each instruction set that this machine has; with two threads where it has the best.
 fn cpus() -> Vec<impl Fn() -> CpuOps> {
-    let new = |isa| move || CpuOps::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();
+    let threads = |isa| if isa == Isa::detect() { 2 } else { 1 };
+    let new = |isa| move || CpuOps::new(CpuOptions { threads: threads(isa), isa: Some(isa) }).unwrap();
     Isa::available().map(new).collect()
+}
+
+/// The contract of `Ops`, followed to the letter, gives the reference's logits.
+#[test]
+fn naive() {
+    for entry in std::fs::read_dir(folder("")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            check_f32(path.file_name().unwrap().to_str().unwrap(), Naive::new, &[usize::MAX]);
+        }
+    }
+}
+
+/// The tests below name the models, so that each passes or fails by itself.
+#[test]
+fn every_model_has_its_tests() {
+    let source = include_str!("main.rs");
+    for entry in std::fs::read_dir(folder("")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(name == "README.md" || source.contains(&format!(", \"{name}\", ")), "{name} is not tested");
+    }
 }
 
 /// Every check of one golden model on some devices.
@@ -207,5 +229,4 @@ macro_rules! goldens {
     };
 }
 
-goldens!(naive_device, [Naive::new]);
 goldens!(cpu, cpus());

@@ -115,7 +115,7 @@ impl Metrics {
         self.recorder.register_histogram(&key(&table::REQUEST_DURATION, &[route]), &METADATA).record(duration_s);
     }
 
-    /// A choice ended.
+    /// An accepted request ended.
     pub fn finished(&self, reason: &'static str) {
         self.recorder.register_counter(&key(&table::FINISHED, &[reason]), &METADATA).increment(1);
     }

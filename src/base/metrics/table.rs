@@ -58,7 +58,7 @@ mod rows {
     pub const PROMPT_TOKENS: Metric = row("garrick_prompt_tokens_total", Counter, Unit::Count, &[], "Prompt tokens of requests that reached a device.");
     pub const CACHED_PROMPT_TOKENS: Metric = row("garrick_cached_prompt_tokens_total", Counter, Unit::Count, &[], "Of those, tokens that the prefix cache already held.");
     pub const GENERATED_TOKENS: Metric = row("garrick_generated_tokens_total", Counter, Unit::Count, &[], "Tokens generated.");
-    pub const FINISHED: Metric = row("garrick_finished_total", Counter, Unit::Count, &["reason"], "Choices that ended, by reason.");
+    pub const FINISHED: Metric = row("garrick_finished_total", Counter, Unit::Count, &["reason"], "Accepted requests that ended, by outcome: done, cancelled or failed.");
     pub const REQUESTS_WAITING: Metric = row("garrick_requests_waiting", Gauge, Unit::Count, &["lane"], "Jobs that wait in a lane.");
     pub const REQUESTS_RUNNING: Metric = row("garrick_requests_running", Gauge, Unit::Count, &["lane"], "Sequences that run in a lane.");
     pub const KV_BLOCKS: Metric = row("garrick_kv_blocks", Gauge, Unit::Count, &["lane", "state"], "KV blocks of a lane: free, cached (findable, not in use) or held.");

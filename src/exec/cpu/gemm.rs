@@ -7,6 +7,7 @@
 //! Decode (few rows) reads each weight once per step. Prefill goes over the weights once per block of rows that
 //! fits the second-level cache.
 #![allow(unsafe_op_in_unsafe_fn, reason = "microkernels are pointer arithmetic; their contracts stand above them")]
+#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers")]
 
 use std::ops::Range;
 
@@ -222,10 +223,12 @@ impl Tile<'_> {
         }
         let x = self.x.as_ptr().add(row * self.stride);
         let step = 2 * S::WIDTH;
+        let ahead = Ahead::<C>::new(&w, k * E::BYTES, step * E::BYTES);
         let mut acc = [[S::splat(0.0); C]; R];
         let mut i = 0;
         while i + step <= k {
             for c in 0..C {
+                ahead.prefetch::<S>(c, i * E::BYTES, step * E::BYTES);
                 let (first, second) = E::load_pair::<S>(w[c].add(i * E::BYTES));
                 for r in 0..R {
                     acc[r][c] = S::fma(S::load(x.add(r * self.stride + i)), first, acc[r][c]);
@@ -250,6 +253,45 @@ impl Tile<'_> {
             for r in 0..R {
                 *self.out.add((row + r) * self.weights.rows() + column + c) = S::sum(acc[r][c]) + bias;
             }
+        }
+    }
+}
+
+/// Weights to ask for while a block of `C` rows is computed.
+///
+/// Short rows: the next `C` rows, in the order of memory; the hardware's prefetchers, used to longer runs, lose
+/// the trail from block to block. Long rows: a little further along the same rows.
+struct Ahead<const C: usize> {
+    from: [*const u8; C],
+    /// Bytes by which all pointers move for each byte of a row.
+    pace: usize,
+}
+
+/// Rows up to this length are short: a block of them leaves room in the first-level cache for the next one.
+const MAX_SHORT_ROW_BYTES: usize = 2 << 10;
+/// How far ahead in long rows.
+const ROW_AHEAD_BYTES: usize = 1024;
+
+impl<const C: usize> Ahead<C> {
+    #[inline(always)]
+    fn new(w: &[*const u8; C], row_bytes: usize, step_bytes: usize) -> Self {
+        let short = row_bytes <= MAX_SHORT_ROW_BYTES;
+        let mut from = *w;
+        for c in 0..C {
+            let next = w[0].wrapping_add(C * row_bytes + c * step_bytes);
+            from[c] = if short { next } else { w[c].wrapping_add(ROW_AHEAD_BYTES) };
+        }
+        Ahead { from, pace: if short { C } else { 1 } }
+    }
+
+    /// # Safety
+    /// The level's instructions; any address may be prefetched.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, c: usize, offset: usize, step_bytes: usize) {
+        let mut line = 0;
+        while line < step_bytes {
+            S::prefetch(self.from[c].wrapping_add(offset * self.pace + line));
+            line += 64;
         }
     }
 }

@@ -85,33 +85,11 @@ impl KvCache {
         unsafe { (layer.k.as_ptr().add(offset), layer.v.as_ptr().add(offset)) }
     }
 
-    /// Rounds one token's K and V of one head to the cache's dtype and stores them.
-    pub fn store(&mut self, layer: usize, slot: u32, kv_head: usize, k: &[f32], v: &[f32]) {
-        assert!(k.len() == self.head_dim && v.len() == self.head_dim, "K and V of {} dimensions", self.head_dim);
-        let offset = self.offset(slot / BLOCK_TOKENS as u32, kv_head);
-        let token = slot as usize % BLOCK_TOKENS;
-        let layer = &mut self.layers[layer];
-        // SAFETY: the tile is inside the regions, aligned for its elements (tiles are multiples of 32 bytes in
-        // regions aligned to 64), and `d < head_dim`, `token < BLOCK_TOKENS` stay inside the tile.
-        unsafe {
-            let (k_tile, v_tile) = (layer.k.as_mut_ptr().add(offset), layer.v.as_mut_ptr().add(offset));
-            match self.dtype {
-                KvDtype::F32 => {
-                    let (k_tile, v_tile) = (k_tile.cast::<f32>(), v_tile.cast::<f32>());
-                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
-                        *k_tile.add(d * BLOCK_TOKENS + token) = k;
-                        *v_tile.add(token * self.head_dim + d) = v;
-                    }
-                }
-                KvDtype::Bf16 => {
-                    let (k_tile, v_tile) = (k_tile.cast::<bf16>(), v_tile.cast::<bf16>());
-                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
-                        *k_tile.add(d * BLOCK_TOKENS + token) = bf16::from_f32(k);
-                        *v_tile.add(token * self.head_dim + d) = bf16::from_f32(v);
-                    }
-                }
-            }
-        }
+    /// The way in for several threads, each storing tokens of its own.
+    pub fn writer(&mut self, layer: usize) -> KvWriter<'_> {
+        let LayerKv { k, v } = &mut self.layers[layer];
+        let (k, v) = (k.as_mut_ptr(), v.as_mut_ptr());
+        KvWriter { kv: self, k, v }
     }
 
     /// Copies whole blocks `(from, to)` in every layer, pair after pair.
@@ -124,6 +102,54 @@ impl KvCache {
                     let base = region.as_mut_ptr();
                     // SAFETY: both blocks are inside the region (`offset` checks); `copy` allows from == to.
                     unsafe { std::ptr::copy(base.add(from), base.add(to), block_bytes) };
+                }
+            }
+        }
+    }
+}
+
+/// One layer's memory for the time in which a step's K and V are stored.
+pub struct KvWriter<'a> {
+    kv: &'a KvCache,
+    k: *mut u8,
+    v: *mut u8,
+}
+
+// SAFETY: `store` puts the duty of disjointness on its callers; all else is read only.
+unsafe impl Sync for KvWriter<'_> {}
+
+impl KvWriter<'_> {
+    /// Rounds one token's K and V of one head to the cache's dtype and stores them.
+    ///
+    /// # Safety
+    /// No other thread stores to this slot and head meanwhile.
+    pub unsafe fn store(&self, slot: u32, kv_head: usize, k: &[f32], v: &[f32]) {
+        assert!(
+            k.len() == self.kv.head_dim && v.len() == self.kv.head_dim,
+            "K and V of {} dimensions",
+            self.kv.head_dim
+        );
+        let offset = self.kv.offset(slot / BLOCK_TOKENS as u32, kv_head);
+        let token = slot as usize % BLOCK_TOKENS;
+        // SAFETY: the tile is inside the regions, aligned for its elements (tiles are multiples of 32 bytes in
+        // regions aligned to 64), and `d < head_dim`, `token < BLOCK_TOKENS` stay inside the tile; nobody else touches
+        // the slot's elements.
+        unsafe {
+            let (k_tile, v_tile) = (self.k.add(offset), self.v.add(offset));
+            match self.kv.dtype {
+                KvDtype::F32 => {
+                    let (k_tile, v_tile) = (k_tile.cast::<f32>(), v_tile.cast::<f32>());
+                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
+                        *k_tile.add(d * BLOCK_TOKENS + token) = k;
+                        *v_tile.add(token * self.kv.head_dim + d) = v;
+                    }
+                }
+                KvDtype::Bf16 => {
+                    let (k_tile, v_tile) = (k_tile.cast::<bf16>(), v_tile.cast::<bf16>());
+                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
+                        *k_tile.add(d * BLOCK_TOKENS + token) = bf16::from_f32(k);
+                        *v_tile.add(token * self.kv.head_dim + d) = bf16::from_f32(v);
+                    }
                 }
             }
         }

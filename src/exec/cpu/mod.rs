@@ -189,7 +189,7 @@ impl Ops for CpuOps {
         qkv: &mut CpuRows,
     ) {
         let kv = self.kv.as_mut().expect(NO_KV);
-        RotateAndStore { isa: self.isa, batch, layer, attention, norm, rope }.apply(qkv, kv);
+        RotateAndStore { isa: self.isa, batch, layer, attention, norm, rope }.apply(&mut self.pool, qkv, kv);
     }
 
     fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &CpuRows, out: &mut CpuRows) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::isa::Isa;
 use super::kv::KvCache;
-use super::rows::{CpuRows, RmsNorm};
+use super::pool::Pool;
+use super::rows::{CpuRows, RmsNorm, for_each_row};
 use crate::model::ops::{Attention, Batch, QkNormWeights};
 use crate::model::spec::RopeSpec;
 
@@ -69,6 +70,12 @@ fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+fn distinct(slots: &[u32]) -> bool {
+    let mut sorted = slots.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).all(|pair| pair[0] != pair[1])
+}
+
 /// See [`crate::model::ops::Ops::rotate_and_store`]. `rope` is applied where there is one.
 pub struct RotateAndStore<'a> {
     pub isa: Isa,
@@ -80,14 +87,18 @@ pub struct RotateAndStore<'a> {
 }
 
 impl RotateAndStore<'_> {
-    pub fn apply(&self, qkv: &mut CpuRows, kv: &mut KvCache) {
+    /// The rows' slots are distinct: a slot holds one token.
+    pub fn apply(&self, pool: &mut Pool, qkv: &mut CpuRows, kv: &mut KvCache) {
         let Attention { num_heads, num_kv_heads, head_dim, .. } = *self.attention;
         assert_eq!(qkv.width(), (num_heads + 2 * num_kv_heads) * head_dim, "width of a fused q, k, v row");
         assert!(kv.has_shape(num_kv_heads, head_dim), "KV was allocated for other heads");
         assert!(qkv.rows() == self.batch.slots.len() && qkv.rows() == self.batch.positions.len(), "rows of the batch");
-        let width = qkv.width();
+        let rotary_dim = self.rope.map_or(0, |rope| rope.0.spec.rotary_dim);
+        assert!(rotary_dim <= head_dim, "{rotary_dim} rotary dimensions in heads of {head_dim}");
+        assert!(distinct(&self.batch.slots), "two rows of a step have one slot");
         let q_and_k = (num_heads + num_kv_heads) * head_dim;
-        for (row, values) in qkv.values_mut().chunks_exact_mut(width).enumerate() {
+        let writer = kv.writer(self.layer);
+        for_each_row(pool, qkv, 2, &|row, values| {
             self.normalise(&mut values[..q_and_k]);
             if let Some(rope) = self.rope {
                 rope.with(self.batch.positions[row], |cos, sin| {
@@ -98,9 +109,10 @@ impl RotateAndStore<'_> {
             }
             let (k, v) = values[num_heads * head_dim..].split_at(num_kv_heads * head_dim);
             for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-                kv.store(self.layer, self.batch.slots[row], head, k, v);
+                // SAFETY: slots are distinct, and a row belongs to one thread.
+                unsafe { writer.store(self.batch.slots[row], head, k, v) };
             }
-        }
+        });
     }
 
     fn normalise(&self, q_and_k: &mut [f32]) {

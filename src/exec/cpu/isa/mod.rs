@@ -157,6 +157,9 @@ pub trait Simd: Copy {
     /// Largest lane.
     unsafe fn max_lane(v: Self::F) -> f32;
 
+    /// Asks for the cache line at `p`, which may be any address.
+    unsafe fn prefetch(p: *const u8);
+
     /// Widens `WIDTH` bfloat16 values.
     unsafe fn load_bf16(p: *const u8) -> Self::F;
     /// Widens `WIDTH` float16 values.

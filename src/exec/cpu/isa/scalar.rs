@@ -94,6 +94,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self::F {
         let bits = p.cast::<[u16; LANES]>().read_unaligned();
         each(|i| bf16::from_bits(u16::from_le(bits[i])).to_f32())

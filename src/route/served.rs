@@ -1,8 +1,8 @@
 //! A model as the API sees it: its name, its text side and its limits. Nothing of devices.
 
-use super::TokenId;
-use super::text::{ChatTemplate, Tokenizer};
 use crate::base::error::Error;
+use crate::model::TokenId;
+use crate::model::text::{ChatTemplate, Tokenizer};
 use crate::sample::SamplingParams;
 
 /// What requests are checked against and prepared with.

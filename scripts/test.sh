@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything that must pass: format, lints, tests. The last lines are cargo's own.
+# Usage: scripts/test.sh [arguments for cargo test]
+#
+# Sets up what some tests need beyond Rust: Python with the OpenAI SDK (target/venv) and SmolLM2's weights
+# (target/smollm2, 94 MB, fetched once). Where that cannot be had, those tests are skipped and say so; with CI=true it
+# is a failure.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+took=()
+skipped=()
+
+# stage NAME COMMAND…: runs it and keeps its time.
+stage() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n── %s\n' "$name"
+    "$@"
+    took+=("$name $((SECONDS - began)) s")
+}
+
+# optional NAME COMMAND…: a failure is a skip, except in CI.
+optional() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n── %s\n' "$name"
+    if "$@"; then
+        took+=("$name $((SECONDS - began)) s")
+    elif [ "${CI:-}" = true ]; then
+        echo "$name could not be set up, which is a failure in CI" >&2
+        exit 1
+    else
+        skipped+=("$name")
+    fi
+}
+
+set_up_python() {
+    local venv=target/venv
+    command -v python3 >/dev/null || { echo "python3 is missing"; return 1; }
+    if ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
+        rm -rf $venv
+        mkdir -p target
+        python3 -m venv $venv || return 1
+    fi
+    cmp -s scripts/sdk-requirements.txt $venv/installed && return 0
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/sdk-requirements.txt || return 1
+    cp scripts/sdk-requirements.txt $venv/installed
+}
+
+fetch_smollm2() {
+    # The environment's own pip, where there is one: a system's Python often has none.
+    PATH="$PWD/target/venv/bin:$PATH" scripts/fetch-smollm2.sh
+}
+
+report() {
+    local status=$?
+    printf '\n%s\n' "$(IFS=,; echo "times: ${took[*]:-none}" | sed 's/,/, /g')"
+    for name in ${skipped[@]+"${skipped[@]}"}; do
+        echo "skipped: the tests that need: $name"
+    done
+    exit $status
+}
+
+stage "format" cargo fmt --check
+stage "lints" cargo clippy --all-targets -- -D warnings
+optional "Python with the OpenAI SDK" set_up_python
+optional "SmolLM2-135M-Instruct" fetch_smollm2
+trap report EXIT
+stage "tests" cargo test --no-fail-fast "$@"
