@@ -23,7 +23,7 @@ pub(crate) const ROUTES: &[&str] = &[
     "/v1/chat/completions/render",
     "/v1/completions",
     "/v1/models",
-    "/v1/models/{id}",
+    "/v1/models/{id:.+}",
     "/tokenize",
     "/detokenize",
     "/health/live",

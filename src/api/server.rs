@@ -71,7 +71,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/v1/chat/completions/render", web::post().to(chat::render))
         .route("/v1/completions", web::post().to(completions::create))
         .route("/v1/models", web::get().to(models::list))
-        .route("/v1/models/{id}", web::get().to(models::get))
+        .route("/v1/models/{id:.+}", web::get().to(models::get))
         .route("/tokenize", web::post().to(text::tokenize))
         .route("/detokenize", web::post().to(text::detokenize))
         .route("/health/live", web::get().to(health::live))

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, COMPLETIONS, Launch, Server, chat, completion, eventually};
+use crate::fixture::{CHAT, COMPLETIONS, Launch, Server, chat, choice_text, completion, eventually, with};
 
 /// Words of our own insides that no client may read.
 const INTERNAL: [&str; 5] = ["drill", "panic", "step", "lane", "src/"];
@@ -15,43 +15,57 @@ fn is_honest(error: &Value) {
     assert!(told.is_none(), "{message}");
 }
 
+/// A step that fails once is run again, sequence by sequence; only one that fails twice running ends its request.
+const TWICE: &str = "fail_at_step=7,panic_at_step=8";
+
 #[test]
-fn a_step_that_fails_or_panics_is_a_500_and_then_the_server_goes_on() {
-    for drill in ["fail_at_step", "panic_at_step"] {
-        // The first answer takes six steps at most, so one that runs when step 7 fails is hit by it.
-        let server = Launch::fake(&format!("fake:{drill}=7")).start();
-        server.post(CHAT, &chat(json!({"max_tokens": 5}))).ok();
-        let answer = server.post(CHAT, &chat(json!({"max_tokens": 50})));
-        if answer.status == 500 {
-            is_honest(&answer.error(500));
-            assert!(server.log().contains("drill"), "the log has the reason: {}", server.log());
-        } else {
-            // Or the step was run again, and nobody noticed.
-            assert_eq!(answer.ok()["usage"]["completion_tokens"], 50);
-        }
-        server.wait_idle();
-        let again = server.post(COMPLETIONS, &completion(json!({"seed": 1}))).ok();
-        assert_eq!(again["choices"][0]["finish_reason"], "length");
-        server.get("/health/ready").ok();
+fn a_step_that_fails_once_is_noticed_by_nobody() {
+    let body = chat(json!({"max_tokens": 50, "n": 3, "seed": 4}));
+    let choices = |model: &str| {
+        let server = Launch::fake(model).start();
+        let choices = server.post(CHAT, &body).ok()["choices"].clone();
+        let streamed = server.stream(CHAT, &with(body.clone(), json!({"stream": true}))).rest();
+        assert_eq!(choice_text(&streamed, 2), choices[2]["message"]["content"].as_str().expect("a text"));
+        assert_eq!(server.log().contains("drill"), model.contains("_at_step"), "{}", server.log());
+        choices
+    };
+    let expected = choices("fake");
+    for drill in ["fail_at_step=7", "panic_at_step=7"] {
+        assert_eq!(choices(&format!("fake:{drill}")), expected, "{drill}");
     }
 }
 
 #[test]
-fn a_stream_ends_with_an_error_event_when_its_step_fails() {
-    for drill in ["fail_at_step", "panic_at_step"] {
-        let server = Launch::fake(&format!("fake:decode_us_per_step=1000,{drill}=7")).start();
-        let mut stream = server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 50, "n": 2})));
-        let events = stream.rest();
-        let last = events.last().expect("an event");
-        if last.get("error").is_some() {
-            is_honest(&last["error"]);
-            assert_eq!(last["error"]["request_id"].as_str(), stream.head.header("x-request-id"));
-        } else {
-            assert_eq!(last["choices"][0]["finish_reason"], "length");
-        }
-        server.wait_idle();
-        server.post(CHAT, &chat(json!({}))).ok();
-    }
+fn a_step_that_fails_twice_is_a_500_and_then_the_server_goes_on() {
+    let server = Launch::fake(&format!("fake:{TWICE}")).start();
+    is_honest(&server.post(CHAT, &chat(json!({"max_tokens": 50}))).error(500));
+    assert!(server.log().contains("drill"), "the log has the reason: {}", server.log());
+    server.wait_idle();
+    server.get("/health/ready").ok();
+    let again = server.post(COMPLETIONS, &completion(json!({"seed": 1}))).ok();
+    assert_eq!(again["choices"][0]["finish_reason"], "length");
+}
+
+#[test]
+fn a_stream_whose_step_fails_twice_ends_with_an_error_event() {
+    let server = Launch::fake(&format!("fake:{TWICE}")).start();
+    let mut stream = server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 50})));
+    let events = stream.rest();
+    let (last, others) = events.split_last().expect("an event");
+    is_honest(&last["error"]);
+    assert_eq!(last["error"]["request_id"].as_str(), stream.head.header("x-request-id"));
+    assert_eq!(choice_text(others, 0).matches(" w").count(), 6, "what came before stands");
+    server.wait_idle();
+    server.post(CHAT, &chat(json!({}))).ok();
+}
+
+#[test]
+fn a_step_that_fails_twice_costs_one_request() {
+    let server = Launch::fake("fake:decode_us_per_step=5000,fail_at_step=60,panic_at_step=61").start();
+    let body = chat(json!({"stream": true, "max_tokens": 100}));
+    let streams: Vec<_> = (0..4).map(|_| server.stream(CHAT, &body)).collect();
+    let failed = streams.into_iter().filter_map(|mut stream| stream.rest().pop()?.get("error").cloned());
+    assert_eq!(failed.count(), 1);
 }
 
 #[test]

@@ -42,6 +42,10 @@ fn the_model_is_listed_under_its_name() {
     assert_eq!(server.get("/v1/models/mine").ok(), *model);
     assert_eq!(server.get("/v1/models/default").ok(), *model);
     assert_eq!(server.get("/v1/models/other").error(404)["code"], "model_not_found");
+    let server = Launch::fake("fake").arg("--served-model-name").arg("org/mine").start();
+    for path in ["/v1/models/org/mine", "/v1/models/org%2Fmine"] {
+        assert_eq!(server.get(path).ok()["id"], "org/mine");
+    }
 }
 
 #[test]
