@@ -289,6 +289,7 @@ impl Handler<StreamEnded> for RequestActor {
                 "request ended"
             );
         });
+        (self.permit, self.lease) = (None, None);
         self.is_ended = true;
         if self.is_begun {
             ctx.stop();

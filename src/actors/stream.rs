@@ -163,26 +163,27 @@ impl StreamActor {
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let outcome = match std::mem::replace(&mut self.state, State::Ended) {
+        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => return,
-            State::Open => {
-                self.outlet.put(Item::End(self.usage));
-                Outcome::Done
-            }
-            State::Left => Outcome::Cancelled,
+            State::Open => (Some(Item::End(self.usage)), Outcome::Done),
+            State::Left => (None, Outcome::Cancelled),
             State::Failing(error) => {
                 if let Some(internal) = &error.internal {
                     tracing::error!(request = self.first_request.0, internal, "the request failed");
                 }
-                self.outlet.put(Item::Error(error));
-                Outcome::Failed
+                (Some(Item::Error(error)), Outcome::Failed)
             }
         };
-        // The owner waits for nothing else, so its mailbox is empty but for this.
-        let _ = self.owner.try_send(StreamEnded { usage: self.usage, outcome });
-        if self.outlet.is_reader_gone() {
-            ctx.stop();
-        }
+        // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
+        let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
+        ctx.spawn(told.map(|_, stream, ctx| {
+            if let Some(item) = last {
+                stream.outlet.put(item);
+            }
+            if stream.outlet.is_reader_gone() {
+                ctx.stop();
+            }
+        }));
     }
 }
 
