@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, COMPLETIONS, Launch, Response, chat, completion, eventually};
+use crate::fixture::{CHAT, COMPLETIONS, Launch, Request, Response, chat, completion, eventually};
 
 const SLOW: &str = "fake:decode_us_per_step=20000";
 
@@ -45,11 +45,24 @@ fn more_waiting_tokens_than_the_bound_are_refused() {
     let waiting = server.stream(COMPLETIONS, &long(120));
     overloaded(&server.post(COMPLETIONS, &completion(json!({}))), "admission.max_waiting_tokens");
     drop(waiting);
-    let first = || server.connect().ask(&crate::fixture::Request::post(COMPLETIONS, &long(60)));
+    let first = || server.connect().ask(&Request::post(COMPLETIONS, &long(60)));
     server.wait_for("garrick_permits_in_use", |permits| permits == 1.0);
     let waiting = server.stream(COMPLETIONS, &long(60));
     overloaded(&first(), "admission.max_waiting_tokens");
     drop((waiting, running));
+}
+
+#[test]
+fn the_place_is_free_once_the_answer_is_read() {
+    let launch = Launch::fake("fake").set("admission.max_requests=1").keyed();
+    let key = launch.new_key("--concurrency 1");
+    let server = launch.start();
+    let mut connections = [server.connect(), server.connect(), server.connect()];
+    for i in 0..300 {
+        let body = chat(json!({"max_tokens": 1 + i % 3, "stream": i % 2 == 0}));
+        let answer = connections[i % 3].ask(&Request::post(CHAT, &body).key(&key));
+        assert_eq!(answer.status, 200, "request {i}: {}", answer.text());
+    }
 }
 
 #[test]
