@@ -56,6 +56,8 @@ impl Bound {
         .workers(edge.num_workers)
         .max_connections((edge.server.max_connections / edge.num_workers).max(1))
         .keep_alive(Duration::from_secs(edge.server.keep_alive_s))
+        // Else the kernel holds a token's event back until the client has acknowledged the one before: 40 ms with Linux.
+        .tcp_nodelay(true)
         // Without this a client that closed while its stream is silent is never noticed.
         .h1_allow_half_closed(false)
         .on_connect(Connection::remember)
