@@ -78,6 +78,9 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/detokenize", web::post().to(text::detokenize))
         .route("/health/live", web::get().to(health::live))
         .route("/health/ready", web::get().to(health::ready))
+        // Some load balancers ask with HEAD.
+        .route("/health/live", web::head().to(health::live))
+        .route("/health/ready", web::head().to(health::ready))
         .route("/metrics", web::get().to(health::prometheus))
         .default_service(web::to(not_found));
 }

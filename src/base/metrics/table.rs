@@ -55,7 +55,7 @@ mod rows {
     pub const TTFT: Metric = row("garrick_ttft_seconds", Histogram(WAIT_S), Unit::Seconds, &[], "From the request's arrival to its first token.");
     pub const ITL: Metric = row("garrick_itl_seconds", Histogram(STEP_S), Unit::Seconds, &[], "Between two tokens of one choice.");
     pub const QUEUE_WAIT: Metric = row("garrick_queue_wait_seconds", Histogram(WAIT_S), Unit::Seconds, &[], "From submission to the first step that works on the request.");
-    pub const PROMPT_TOKENS: Metric = row("garrick_prompt_tokens_total", Counter, Unit::Count, &[], "Prompt tokens of requests that reached a device.");
+    pub const PROMPT_TOKENS: Metric = row("garrick_prompt_tokens_total", Counter, Unit::Count, &[], "Prompt tokens of accepted requests.");
     pub const CACHED_PROMPT_TOKENS: Metric = row("garrick_cached_prompt_tokens_total", Counter, Unit::Count, &[], "Of those, tokens that the prefix cache already held.");
     pub const GENERATED_TOKENS: Metric = row("garrick_generated_tokens_total", Counter, Unit::Count, &[], "Tokens generated.");
     pub const FINISHED: Metric = row("garrick_finished_total", Counter, Unit::Count, &["reason"], "Accepted requests that ended, by outcome: done, cancelled or failed.");

@@ -17,11 +17,8 @@ mod tensors;
 mod tests;
 mod vocabulary;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-
-use memmap2::Mmap;
 
 pub use error::GgufError;
 
@@ -29,30 +26,15 @@ use super::TokenId;
 use super::decoder::Progress;
 use super::source::{ChatSource, GenerationDefaults, ModelError, ModelSource};
 use super::text::{Tokenizer, TokenizerConfig};
-use super::weights::Bytes;
+use super::weights::{Bytes, map};
 use reader::Container;
 use vocabulary::TokenizerParts;
-
-struct Mapped(Mmap);
-
-impl Bytes for Mapped {
-    fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-fn map(path: &Path) -> Result<Arc<dyn Bytes>, GgufError> {
-    let file = File::open(path)?;
-    // SAFETY: read-only and private to this process. As with every mapped model, the file must not be truncated
-    // or rewritten while it is served; replacing it by a new file (a rename) is fine.
-    let map = unsafe { Mmap::map(&file)? };
-    Ok(Arc::new(Mapped(map)))
-}
 
 /// Opens and checks a whole file. Quantised tensors become float32 in memory, the others stay mapped.
 pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     map(path)
+        .map_err(GgufError::from)
         .and_then(|bytes| read(bytes, name, max_model_len, progress))
         .map_err(|e| ModelError::file(path, e.to_string()))
 }

@@ -4,6 +4,7 @@
 
 mod bind;
 mod error;
+mod mapped;
 mod nested;
 pub mod safetensors;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 
 pub use bind::{LayerTensors, MlpTensors, ModelTensors, NormTensors, bind};
 pub use error::WeightsError;
+pub use mapped::map;
 pub use nested::text_part;
 
 use std::ops::Range;

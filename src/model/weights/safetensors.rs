@@ -4,16 +4,14 @@
 //! Format: <https://huggingface.co/docs/safetensors>.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Bytes, Dtype, Tensor, WeightsError};
+use super::{Bytes, Dtype, Tensor, WeightsError, map};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -41,20 +39,8 @@ pub fn open_folder(folder: &Path) -> Result<BTreeMap<String, Tensor>, WeightsErr
 /// Every tensor of one file, by name.
 pub fn open_file(path: &Path) -> Result<BTreeMap<String, Tensor>, WeightsError> {
     let file_name = path.display().to_string();
-    let io = |source| WeightsError::Io { file: file_name.clone(), source };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the map is private and read-only. Its bytes are only ever read as plain numbers, so a writer changing the
-    // file changes values, never types; truncating it under us raises SIGBUS, as for any program that maps its model.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    parse(&file_name, Arc::new(Mapped(map)))
-}
-
-struct Mapped(Mmap);
-
-impl Bytes for Mapped {
-    fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
+    let bytes = map(path).map_err(|source| WeightsError::Io { file: file_name.clone(), source })?;
+    parse(&file_name, bytes)
 }
 
 /// Reads the header of `bytes`; `file` is for error messages.
