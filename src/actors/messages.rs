@@ -50,11 +50,11 @@ pub struct Accepted {
     pub prompts: Vec<Tokens>,
 }
 
-/// To a request actor from its stream: a prompt reached a device, so its tokens no longer wait.
+/// To a request actor from its stream: these prompts reached a device, so their tokens no longer wait.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct PromptStarted {
-    pub prompt: usize,
+pub struct PromptsStarted {
+    pub prompts: Vec<usize>,
 }
 
 /// To a request actor from its stream: the last word, whatever happened.

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::choice::Choice;
 use super::events::{EventQueue, Sink};
-use super::messages::{Accepted, Begin, Generation, Prepare, PromptStarted, Shutdown, StreamEnded, Submit, Usage};
+use super::messages::{Accepted, Begin, Generation, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage};
 use super::outlet::OutletWriter;
 use super::quota::{Lease, Reserve};
 use super::services::{LiveId, Services};
@@ -98,6 +98,7 @@ impl RequestActor {
             num_choices: generation.num_choices,
             choices,
             usage: Usage { prompt_tokens, ..Usage::default() },
+            started: Vec::new(),
             began_us: self.began_us,
             state: State::Open,
         };
@@ -251,16 +252,17 @@ impl Handler<Begin> for RequestActor {
     }
 }
 
-impl Handler<PromptStarted> for RequestActor {
+impl Handler<PromptsStarted> for RequestActor {
     type Result = ();
 
-    fn handle(&mut self, started: PromptStarted, _: &mut Self::Context) {
+    fn handle(&mut self, started: PromptsStarted, _: &mut Self::Context) {
         self.queue_span = None;
         self.generate_span.get_or_insert_with(|| self.span.in_scope(|| tracing::info_span!("generate")));
-        let Some(prompt) = self.prompts.get(started.prompt) else { return };
         if let (Some(permit), Some(lease)) = (&mut self.permit, &self.lease) {
-            permit.dequeue_tokens(prompt.len());
-            lease.use_tokens(prompt.len() as u64);
+            for prompt in started.prompts.iter().filter_map(|&index| self.prompts.get(index)) {
+                permit.dequeue_tokens(prompt.len());
+                lease.use_tokens(prompt.len() as u64);
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFutur
 use super::choice::Choice;
 use super::events::EventQueue;
 use super::lanes::Lanes;
-use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptStarted, Shutdown, StreamEnded, Usage};
+use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Usage};
 use super::outlet::OutletWriter;
 use super::request::RequestActor;
 use crate::base::clock;
@@ -43,6 +43,8 @@ pub struct StreamActor {
     pub(super) num_choices: u32,
     pub(super) choices: Vec<Choice>,
     pub(super) usage: Usage,
+    /// Prompts that reached a device since the owner was last told.
+    pub(super) started: Vec<usize>,
     pub(super) began_us: u64,
     pub(super) state: State,
 }
@@ -79,7 +81,7 @@ impl StreamActor {
             Event::Started { queued_us, cached_tokens } => {
                 metrics().queue_wait_s.record(queued_us as f64 / 1e6);
                 self.usage.cached_tokens += u64::from(cached_tokens);
-                let _ = self.owner.try_send(PromptStarted { prompt });
+                self.started.push(prompt);
             }
             Event::Prompt(logprobs) => self.put(Item::Prompt { prompt, logprobs }),
             Event::Token { choice, sampled } => {
@@ -131,8 +133,22 @@ impl StreamActor {
         }
         if !self.outlet.put(item) {
             self.abandon(State::Left);
-        } else if self.outlet.backlog().0 > self.limits.max_buffer_bytes {
+        }
+    }
+
+    /// What an earlier batch left is what the reader did not take. (One batch alone may be larger than the bound: the
+    /// log-probabilities of a long prompt come at once.)
+    fn bound_backlog(&mut self) {
+        if self.state == State::Open && self.outlet.backlog().0 > self.limits.max_buffer_bytes {
             self.cut("the buffer is full");
+        }
+    }
+
+    /// One message for all prompts of a batch: one for each could fill the owner's mailbox.
+    fn tell_started(&mut self, ctx: &mut Context<Self>) {
+        if !self.started.is_empty() {
+            let prompts = std::mem::take(&mut self.started);
+            ctx.spawn(self.owner.send(PromptsStarted { prompts }).into_actor(self).map(|_, _, _| ()));
         }
     }
 
@@ -210,12 +226,14 @@ impl Handler<EventsReady> for StreamActor {
     type Result = ();
 
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
+        self.bound_backlog();
         let batch = self.queue.take();
         let mut events = batch.events.into_iter().peekable();
         while let Some((request, event)) = events.next() {
             let next = events.peek().filter(|(r, _)| *r == request).map(|(_, e)| e).cloned();
             self.on_event(request, event, next.as_ref());
         }
+        self.tell_started(ctx);
         if batch.closed && self.unfinished() {
             self.abandon(State::Failing(Error::internal("the lane died with the request")));
             self.choices.iter_mut().for_each(|c| c.released = true);

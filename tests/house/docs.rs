@@ -143,7 +143,8 @@ fn the_readme_lists_every_route() {
     for route in server.split(".route(\"").skip(1) {
         let (path, handler) = route.split_once("\", web::").unwrap();
         let method = handler.split('(').next().unwrap().to_uppercase();
-        known.insert(format!("{method} {path}"));
+        // What a pattern may match is no part of the route's name.
+        known.insert(format!("{method} {}", path.replace(":.+}", "}")));
     }
     assert_eq!(listed, known);
 }
