@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::fixture::{CHAT, Launch, Server, choice_text, project};
 
-/// Percent of held-out questions answered in exactly the expected words.
-const MIN_ADDITION: usize = 95;
-const MIN_OTHER_SKILL: usize = 90;
+/// The promise (models/demo/README.md) is 95 % of sums and 90 % of every other skill, measured over a thousand questions
+/// each. Of the 40 a skill here, a model that just keeps it gets at least this percentage right 19 times out of 20.
+const MIN_ADDITION: usize = 90;
+const MIN_OTHER_SKILL: usize = 82;
 const NUM_CLIENTS: usize = 16;
 
 fn serve() -> Server {
