@@ -90,10 +90,10 @@ class Rows:
 
 @torch.no_grad()
 def accuracy(model, encoder, items, rows=64):
-    """Share of items per skill that greedy decoding answers exactly.
+    """Share of items per skill whose right answer is, token by token, the likeliest: one pass each.
 
-    There is one right answer, so it is decoded greedily if and only if, with the right answer
-    given, every one of its tokens (its end included) is the likeliest: one pass is enough.
+    Greedy decoding then gives that answer. It can also reach the same text by other tokens,
+    which is not counted here, so this is a lower bound of what evaluate.py measures.
     """
     encoded = []
     for item in items:

@@ -1,7 +1,7 @@
 """Trains the demo model on generated chats and writes models/demo.
 
     python train.py                              # from nothing
-    python train.py --resume ../../models/demo   # go on from committed weights
+    python train.py --resume ../../models/demo --words-from 0   # go on from committed weights
     python train.py --resume /tmp/demo.pt        # go on from a checkpoint, optimizer included
 
 The rate is constant after a warm-up and falls to zero over the last --decay steps, so a run

@@ -47,7 +47,8 @@ white wide willow wind window winter wolf wood wool world yellow young zebra
 FUNCTION = """
 a all and are at but can do eat every for from go has have he her his I in is it like likes love loves make
 many more my near no not of on or our out over play run see she some that the they this to two under very
-want was we when will with you your
+want was we when will with you your one two three four five six seven eight nine ten hello goodbye what how who
+where why an if be were had their there then than me him
 """.split()
 
 ANY_COMMON = COMMON + FUNCTION
