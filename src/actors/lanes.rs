@@ -129,6 +129,8 @@ impl Lanes {
             .unzip();
         let lane = lanes[place(&loads, MAX_MARGIN_TOKENS)?];
         self.affinity.learn(&job.prompt, job.salt, lane);
+        // What is on its way counts until the lane speaks for itself, or a burst would all go to one lane.
+        self.stats_of(lane).waiting_tokens += job.prompt.len();
         Some((lane, alive(lane)?))
     }
 

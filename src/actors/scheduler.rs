@@ -164,6 +164,8 @@ impl Actor for SchedulerActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(HEARTBEAT, |lane, ctx| lane.tick_soon(ctx));
         self.publish();
+        // A lane that nobody has sent anything yet is one of the idle: it looks around, and can be woken, from now on.
+        self.tick_soon(ctx);
     }
 }
 
