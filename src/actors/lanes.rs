@@ -3,7 +3,6 @@
 //! Owns the present address of each scheduler (the supervisor replaces those that died), what lanes publish about
 //! themselves, and the windows through which they steal from each other. Never plans.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use actix::Addr;
@@ -15,7 +14,7 @@ use super::messages::Wake;
 use super::scheduler::SchedulerActor;
 use crate::sched::affinity::Affinity;
 use crate::sched::job::Job;
-use crate::sched::{LaneLoad, LaneStats, SearchGate, place};
+use crate::sched::{IdleLanes, LaneLoad, LaneStats, VictimOrder, place, search};
 
 /// Backlog that a longer cached prefix is worth: about what recomputing a long system prompt costs.
 const MAX_MARGIN_TOKENS: usize = 2048;
@@ -26,9 +25,7 @@ type Windows = Vec<Stealer<Job<Sink>>>;
 pub struct Lanes {
     lanes: Vec<Slot>,
     windows: ArcSwap<Windows>,
-    /// Bit `i`: lane `i` found nothing to do and sleeps.
-    idle: AtomicU64,
-    search_gate: SearchGate,
+    idle: IdleLanes,
     affinity: Affinity,
 }
 
@@ -40,17 +37,15 @@ struct Slot {
 }
 
 impl Lanes {
-    /// As many as `idle` has bits.
-    pub const MAX: usize = 64;
+    pub const MAX: usize = <IdleLanes>::MAX_LANES;
 
     /// `windows` has one stealer for each lane.
     pub fn new(windows: Windows) -> Arc<Self> {
         assert!((1..=Self::MAX).contains(&windows.len()), "{} lanes", windows.len());
         Arc::new(Self {
             lanes: windows.iter().map(|_| Slot::default()).collect(),
-            search_gate: SearchGate::new(windows.len()),
+            idle: IdleLanes::default(),
             windows: ArcSwap::from_pointee(windows),
-            idle: AtomicU64::new(0),
             affinity: Affinity::default(),
         })
     }
@@ -81,14 +76,6 @@ impl Lanes {
             }
         })
         .collect()
-    }
-
-    pub fn windows(&self) -> Arc<Windows> {
-        self.windows.load_full()
-    }
-
-    pub fn search_gate(&self) -> &SearchGate {
-        &self.search_gate
     }
 
     pub fn address(&self, lane: usize) -> Option<Addr<SchedulerActor>> {
@@ -141,31 +128,30 @@ impl Lanes {
         }
     }
 
-    // ── idleness ───────────────────────────────────────────────────────────────────────────────────
-    // A lane that goes idle sets its bit and only then looks at the windows once more; a lane that fills its window
-    // does so before it reads the bits. Both sides are SeqCst, so one of them sees the other: no job waits in a window
-    // while a lane sleeps beside it. (A search that the gate turned away is made up for by the lane's heartbeat.)
-
-    pub fn set_idle(&self, lane: usize) {
-        self.idle.fetch_or(1 << lane, Ordering::SeqCst);
+    /// What lane `thief` can take from the others, with room for `limit` sequences. Without work of its own
+    /// (`may_sleep`) it is asleep when nothing comes back.
+    pub fn steal(&self, thief: usize, limit: usize, may_sleep: bool, order: &mut VictimOrder) -> Vec<Job<Sink>> {
+        let windows = self.windows.load();
+        if may_sleep { self.idle.sleep(thief, limit, &windows, order) } else { search(thief, limit, &windows, order) }
     }
 
-    pub fn set_busy(&self, lane: usize) {
-        self.idle.fetch_and(!(1 << lane), Ordering::SeqCst);
+    /// Lane `lane` has something to do.
+    pub fn wake_up(&self, lane: usize) {
+        self.idle.wake_up(lane);
     }
 
-    /// Wakes one sleeping lane other than `lane`, which has jobs to spare.
-    pub fn wake_idle(&self, lane: usize) {
-        let mut idle = self.idle.load(Ordering::SeqCst) & !(1 << lane);
-        while idle != 0 {
-            let other = idle.trailing_zeros() as usize;
-            let bit = 1 << other;
-            // Whoever clears the bit sends the message; two lanes do not wake the same one.
-            let won = self.idle.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
-            if won && self.address(other).is_some_and(|a| a.try_send(Wake).is_ok()) {
+    /// To be called by a lane that may have left something for others: wakes a sleeping lane if there is something for it to take.
+    pub fn share(&self) {
+        if self.len() == 1 {
+            return;
+        }
+        let windows = self.windows.load();
+        // A lane that is dead is passed over; its successor looks around as soon as it lives.
+        for _ in 0..self.len() {
+            let Some(lane) = self.idle.next_to_wake(&windows) else { return };
+            if self.address(lane).is_some_and(|a| a.try_send(Wake).is_ok()) {
                 return;
             }
-            idle &= !bit;
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::base::clock;
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::sched::job::Delivery;
 use crate::sched::plan::{StepOutput, StepPlan};
-use crate::sched::{Lane, LaneStats, StealWindow, VictimOrder, search};
+use crate::sched::{Lane, LaneStats, StealWindow, VictimOrder};
 
 /// How often an idle lane looks around by itself, in case the one message that would have woken it met a dead lane.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -71,21 +71,26 @@ impl SchedulerActor {
         if self.step_started.is_some() {
             // Jobs that arrived during the step may be taken by an idle lane meanwhile.
             self.lane.offer(&mut self.window);
-            self.share();
+            self.lanes.share();
             return;
         }
+        let num_stolen = self.steal();
         let planned = self.lane.plan(clock::now_us(), &mut self.window);
         deliver(planned.deliveries);
         match planned.plan {
-            Some(plan) => self.run(plan, ctx),
-            None => self.steal(ctx),
+            Some(plan) => {
+                self.run(plan, ctx);
+                self.lanes.share();
+            }
+            // What was stolen has ended without a step: look again before sleeping.
+            None if num_stolen > 0 => self.tick_soon(ctx),
+            None => {}
         }
-        self.share();
         self.publish();
     }
 
     fn run(&mut self, plan: StepPlan, ctx: &mut Context<Self>) {
-        self.lanes.set_busy(self.index);
+        self.lanes.wake_up(self.index);
         self.step_started = Some(Instant::now());
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
         // The answer comes through the reply channel, which no full mailbox can refuse.
@@ -113,28 +118,20 @@ impl SchedulerActor {
         self.tick_soon(ctx);
     }
 
-    /// Nothing to run here: take what another lane cannot get to. See [`Lanes`] for why no job is overlooked.
-    fn steal(&mut self, ctx: &mut Context<Self>) {
-        if self.lane.has_work() || self.lanes.len() == 1 {
-            return;
+    /// Room here and nobody waiting: takes what another lane cannot get to, and says how much.
+    fn steal(&mut self) -> usize {
+        if self.lanes.len() == 1 {
+            return 0;
         }
-        self.lanes.set_idle(self.index);
-        let stolen = search(self.index, &self.lanes.windows(), self.lanes.search_gate(), &mut self.victims);
-        if stolen.is_empty() {
-            return;
+        let room = self.lane.room(&mut self.window);
+        if room == 0 {
+            return 0;
         }
-        self.lanes.set_busy(self.index);
-        self.metrics.steals.increment(stolen.len() as u64);
-        stolen.into_iter().for_each(|job| self.lane.submit(job));
-        self.tick_soon(ctx);
-    }
-
-    /// Wakes a sleeping lane if there is something for it to take.
-    fn share(&self) {
-        use crate::sched::Window;
-        if self.lanes.len() > 1 && !self.window.is_empty() {
-            self.lanes.wake_idle(self.index);
-        }
+        let stolen = self.lanes.steal(self.index, room, !self.lane.has_work(), &mut self.victims);
+        let num_stolen = stolen.len();
+        self.metrics.steals.increment(num_stolen as u64);
+        stolen.into_iter().for_each(|job| self.lane.submit_stolen(job));
+        num_stolen
     }
 
     fn publish(&mut self) {

@@ -102,6 +102,8 @@ pub struct Progress {
     /// A step failed that would have brought it to this many tokens: until it has got there in a step of its own it
     /// is suspected of being the cause.
     pub suspect_until: Option<u32>,
+    /// Thefts since it came or last left a device.
+    pub num_moves: u8,
 }
 
 impl<S> Job<S> {

@@ -109,7 +109,13 @@ impl<S: Clone> Lane<S> {
         self.config.fits(prompt_len, max_tokens, num_choices)
     }
 
-    /// Takes a job, new or stolen. One that [`Lane::fits`] would refuse ends as [`Finish::Failed`] in the next plan.
+    /// Takes a job that was another lane's.
+    pub fn submit_stolen(&mut self, mut job: Job<S>) {
+        job.progress.num_moves += 1;
+        self.submit(job);
+    }
+
+    /// Takes a job. One that [`Lane::fits`] would refuse ends as [`Finish::Failed`] in the next plan.
     pub fn submit(&mut self, job: Job<S>) {
         match self.fits(job.prompt.len(), job.stop.max_tokens as usize, job.branches.len()) {
             Ok(()) if job.branches.is_empty() => {}
@@ -150,6 +156,20 @@ impl<S: Clone> Lane<S> {
         let plan = self.form(now);
         self.waiting.offer(window);
         Planned { plan, deliveries: self.outbox.take() }
+    }
+
+    /// Sequences that could begin now beside those that run: none while a job waits, a step is in flight, or no block
+    /// is free. Takes back what thieves have left in the window; [`Lane::plan`] offers it again.
+    pub fn room(&mut self, window: &mut dyn Window<S>) -> usize {
+        if self.in_flight.is_some() {
+            return 0;
+        }
+        self.waiting.recall(window);
+        let blocks = self.kv.counts();
+        if self.waiting.num_jobs() > 0 {
+            return 0;
+        }
+        (self.config.max_running - self.num_branches()).min(blocks.free + blocks.cached)
     }
 
     /// Lets thieves see jobs that arrived during the step in flight.
@@ -254,8 +274,9 @@ impl<S: Clone> Lane<S> {
     }
 
     /// Back among the waiting, tokens kept, KV given up.
-    pub(super) fn requeue(&mut self, seq: Sequence<S>) {
+    pub(super) fn requeue(&mut self, mut seq: Sequence<S>) {
         self.kv.release(seq.table);
+        seq.job.progress.num_moves = 0;
         self.waiting.insert(seq.job);
     }
 

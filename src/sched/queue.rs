@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use super::job::{Delivery, Event, Job, RequestId};
+use super::steal::MAX_MOVES;
 use super::window::Window;
 
 /// Waiting jobs, oldest first. A preempted job is older than all that came after it, so it stands before them.
@@ -71,14 +72,17 @@ impl<S> Queue<S> {
         (self.num_offered, self.num_offered_tokens) = (0, 0);
     }
 
-    /// Lays the oldest jobs in the window as far as it has room.
+    /// Lays the oldest jobs that may still move in the window, as far as it has room.
     pub fn offer(&mut self, window: &mut dyn Window<S>) {
-        while let Some(job) = self.jobs.pop_front() {
+        let may_move = |job: &Job<S>| job.progress.num_moves < MAX_MOVES;
+        let mut index = self.jobs.iter().take_while(|job| !may_move(job)).count();
+        while let Some(job) = self.jobs.remove(index) {
             let tokens = job.num_tokens();
             if let Err(job) = window.push(job) {
-                self.jobs.push_front(job);
+                self.jobs.insert(index, job);
                 break;
             }
+            index += self.jobs.range(index..).take_while(|job| !may_move(job)).count();
             self.num_tokens -= tokens;
             self.num_offered += 1;
             self.num_offered_tokens += tokens;

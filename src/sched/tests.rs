@@ -56,7 +56,7 @@ fn answer(plan: &StepPlan, token: TokenId) -> StepOutput {
     StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 1 }
 }
 
-fn job(id: u64, prompt_len: usize, max_tokens: u32) -> Job<u64> {
+pub(super) fn job(id: u64, prompt_len: usize, max_tokens: u32) -> Job<u64> {
     Job {
         request: RequestId(id),
         sink: id,
@@ -316,62 +316,6 @@ fn placement_follows_the_prefix_within_a_margin() {
     assert_eq!(place(&[lane(0, 0), lane(100, 64)], 100), Some(1));
     assert_eq!(place(&[lane(0, 0), lane(101, 64)], 100), Some(0));
     assert_eq!(place(&[lane(5, 16), lane(4, 16), lane(4, 16)], 100), Some(1));
-}
-
-#[test]
-fn thieves_take_the_oldest_half_up_to_the_limit() {
-    let mut windows = [StealWindow::new(40), StealWindow::new(40)];
-    let stealers: Vec<_> = windows.iter().map(StealWindow::stealer).collect();
-    let mut fill = |ids: std::ops::Range<u64>| ids.for_each(|id| drop(windows[0].push(job(id, 1, 1))));
-    let ids = |jobs: Vec<Job<u64>>| jobs.into_iter().map(|job| job.request.0).collect::<Vec<_>>();
-    fill(0..5);
-    assert_eq!(ids(steal_half(&stealers[0], 8)), [0, 1, 2]);
-    fill(5..99);
-    let (gate, mut order) = (SearchGate::new(2), VictimOrder::new(1));
-    assert_eq!(ids(search(1, &stealers, &gate, &mut order)), (3..11).collect::<Vec<_>>());
-    assert!(search(0, &stealers, &gate, &mut order).is_empty(), "nobody steals from itself");
-    assert_eq!(windows[0].len(), 32, "40 is its bound");
-    let permit = gate.enter();
-    assert!(gate.enter().is_none(), "one of two lanes searches");
-    assert!(search(1, &stealers, &gate, &mut order).is_empty());
-    drop(permit);
-    assert!(gate.enter().is_some());
-}
-
-#[test]
-fn concurrent_thieves_lose_and_double_nothing() {
-    let mut window = StealWindow::new(64);
-    let stealer = window.stealer();
-    let mut seen: Vec<u64> = std::thread::scope(|scope| {
-        let thief = || {
-            let mut stolen = Vec::new();
-            while stolen.last() != Some(&u64::MAX) {
-                stolen.extend(steal_half(&stealer, 1).into_iter().map(|job| job.request.0));
-            }
-            stolen
-        };
-        let thieves = [scope.spawn(thief), scope.spawn(thief)];
-        let mut own = Vec::new();
-        for id in 0..2000 {
-            let mut next = window.push(job(id, 1, 1));
-            while let Err(job) = next {
-                next = window.push(job);
-            }
-            if id % 3 == 0 {
-                own.extend(window.pop().map(|job| job.request.0));
-            }
-        }
-        for _ in 0..2 {
-            let mut next = window.push(Job { request: RequestId(u64::MAX), ..job(0, 1, 1) });
-            while let Err(job) = next {
-                next = window.push(job);
-            }
-        }
-        own.extend(thieves.into_iter().flat_map(|thief| thief.join().expect("a thief does not panic")));
-        own
-    });
-    seen.sort_unstable();
-    assert_eq!(seen, (0..2000).chain([u64::MAX; 2]).collect::<Vec<_>>());
 }
 
 #[test]

@@ -2,8 +2,7 @@
 //!
 //! A lane keeps its waiting jobs in its own queue and, between two plans, lays the ones that have waited longest in
 //! a window. Planning takes them back first, so the window never changes the order of a lane: **within a lane no job
-//! overtakes another because of the window**. A thief takes the oldest end, at most [`super::MAX_STOLEN`]
-//! jobs; so a job can be overtaken, in first sight of a device, only by jobs stolen with it, fewer than that many.
+//! overtakes another because of the window**. What theft can do to the order is bounded in [`super::steal`].
 
 use std::collections::VecDeque;
 

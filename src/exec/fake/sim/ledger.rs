@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::lanes::Sink;
 use super::request::Request;
 use crate::sched::job::{Delivery, Event, Finish, Micros, RequestId};
 
 pub struct Account {
     pub request: Request,
-    pub has_started: bool,
+    has_started: bool,
+    /// While it has not started: the lane where it waits, and since when.
+    waits: (usize, Micros),
     num_prompt_logprobs: usize,
     /// By choice: tokens so far, and how it ended.
     choices: Vec<(usize, Option<End>)>,
@@ -18,6 +21,8 @@ enum End {
     Told(Finish),
     /// A stop string; nobody is told.
     ByText,
+    /// Its lane died: the last sink is gone.
+    Dropped,
 }
 
 #[derive(Default)]
@@ -25,7 +30,7 @@ pub struct Ledger {
     pub accounts: BTreeMap<RequestId, Account>,
     /// A healthy request may fail as well: steps fail at random.
     pub may_fail: bool,
-    pub num_finished: [u64; 6],
+    pub num_finished: [u64; 7],
 }
 
 impl Account {
@@ -35,17 +40,64 @@ impl Account {
 }
 
 impl Ledger {
-    pub fn open(&mut self, request: Request) {
+    pub fn open(&mut self, request: Request, lane: usize, now: Micros) {
         let choices = request.alone.iter().map(|_| (0, None)).collect();
-        let account = Account { request, has_started: false, num_prompt_logprobs: 0, choices };
+        let account = Account { request, has_started: false, waits: (lane, now), num_prompt_logprobs: 0, choices };
         self.accounts.insert(account.request.job.request, account);
     }
 
+    /// A waiting request was stolen.
+    pub fn moved(&mut self, id: RequestId, lane: usize, now: Micros) {
+        if let Some(account) = self.accounts.get_mut(&id) {
+            account.waits = (lane, now);
+        }
+    }
+
+    /// In a lane nobody is seen by the device before one who is older and waited there when the step was planned.
+    pub fn check_order(&self, deliveries: &[Delivery<Sink>], lane: usize, planned_at: Micros) -> Result<(), String> {
+        let age = |account: &Account| (account.request.job.arrived_at, account.request.job.request);
+        let starts = |delivery: &&Delivery<Sink>| matches!(delivery.events.first(), Some(Event::Started { .. }));
+        let starting: Vec<_> = deliveries.iter().filter(starts).map(|delivery| delivery.request).collect();
+        let Some(youngest) = starting.iter().map(|id| age(&self.accounts[id])).max() else { return Ok(()) };
+        let is_passed_over = |account: &&Account| {
+            let (at, since) = account.waits;
+            let waits = !account.has_started && !account.is_ended() && !account.request.job.cancel.is_set();
+            waits && at == lane && since <= planned_at && !starting.contains(&account.request.job.request)
+        };
+        match self.accounts.values().filter(is_passed_over).map(age).min() {
+            Some(oldest) if oldest < youngest => Err(format!("{youngest:?} started while {oldest:?} waits")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends those whose last sink is gone, which only the death of a lane may bring about.
+    pub fn close_dropped(&mut self, may_die: bool) -> Result<(), String> {
+        for (id, account) in self.accounts.iter_mut().filter(|(_, account)| !account.is_ended()) {
+            if Sink::strong_count(&account.request.job.sink) > 1 {
+                continue;
+            }
+            if !may_die {
+                return Err(format!("nobody is left to end request {}", id.0));
+            }
+            for (_, end) in account.choices.iter_mut().filter(|(_, end)| end.is_none()) {
+                *end = Some(End::Dropped);
+                self.num_finished[6] += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A request that has ended but whose sink somebody still holds.
+    pub fn held_sink(&self) -> Option<RequestId> {
+        let held = |account: &&Account| Sink::strong_count(&account.request.job.sink) > 1;
+        self.accounts.values().find(held).map(|account| account.request.job.request)
+    }
+
     /// Checks a delivery, and returns the choices whose text ends with it.
-    pub fn receive(&mut self, delivery: Delivery<u64>, now: Micros) -> Result<Vec<u32>, String> {
+    pub fn receive(&mut self, delivery: Delivery<Sink>, now: Micros) -> Result<Vec<u32>, String> {
         let (id, mut stopped) = (delivery.request, Vec::new());
         let account = self.accounts.get_mut(&id).ok_or("a delivery for an unknown request")?;
-        if delivery.sink != id.0 || delivery.events.is_empty() {
+        if *delivery.sink != id.0 || delivery.events.is_empty() {
             return Err(format!("request {} got an empty delivery or another's", id.0));
         }
         for event in delivery.events {
@@ -63,7 +115,7 @@ impl Account {
         event: Event,
         may_fail: bool,
         now: Micros,
-        num_finished: &mut [u64; 6],
+        num_finished: &mut [u64; 7],
     ) -> Result<Option<u32>, String> {
         let is_cancelled = self.request.job.cancel.is_set();
         if let Event::Token { choice, .. } | Event::Finished { choice, .. } = event

@@ -1,16 +1,18 @@
 //! Whole fleets of lanes over fake executors in virtual time: random arrivals, cancels, stop strings, deadlines,
-//! tiny pools, thefts, failed steps, poisoned requests and lost memory, from one seed.
+//! tiny pools, thefts, failed steps, poisoned requests, lost memory and dying schedulers, from one seed.
 //!
 //! It stands here and not under `sched` because it looks at both sides of the plan, and imports run downward.
 //! `GARRICK_SIM_SEED=17` replays one seed; `GARRICK_SIM_SEEDS=5000` runs that many.
 
 mod fleet;
+mod lanes;
 mod ledger;
+mod pays;
 mod request;
 
 use fleet::Fleet;
 
-const DEFAULT_SEEDS: u64 = 200;
+const DEFAULT_SEEDS: u64 = 1000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

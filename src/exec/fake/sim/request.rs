@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::draw::{Past, sample};
 use super::Rng;
+use super::lanes::Sink;
 use crate::model::TokenId;
 use crate::sample::{SampleSpec, SamplingParams};
 use crate::sched::job::{CancelFlag, Finish, Job, Micros, Progress, RequestId, StopRules};
@@ -13,7 +14,7 @@ pub const VOCAB: u32 = 64;
 pub const POISON: TokenId = VOCAB - 1;
 
 pub struct Request {
-    pub job: Job<u64>,
+    pub job: Job<Sink>,
     /// The text side ends choice 0 once it has this many tokens.
     pub stops_text_at: Option<usize>,
     /// The client leaves then.
@@ -46,7 +47,7 @@ pub fn random(rng: &mut Rng, id: u64, now: Micros, limits: &Limits) -> Request {
     };
     let job = Job {
         request: RequestId(id),
-        sink: id,
+        sink: Sink::new(id),
         prompt: prompt.into(),
         params: Arc::new(params),
         stop,
@@ -55,7 +56,7 @@ pub fn random(rng: &mut Rng, id: u64, now: Micros, limits: &Limits) -> Request {
         arrived_at: now,
         deadline: rng.one_in(10).then(|| now + rng.range(0, 30_000) as u64),
         cancel: CancelFlag::default(),
-        branches: Job::<u64>::new_branches(num_choices as u32),
+        branches: Job::<Sink>::new_branches(num_choices as u32),
         progress: Progress::default(),
     };
     let alone = (0..num_choices).map(|choice| run_alone(&job, choice as u32, limits.max_sequence_tokens)).collect();
@@ -82,7 +83,7 @@ fn random_prompt(rng: &mut Rng, max_len: usize, poisoned: bool) -> Vec<TokenId> 
 }
 
 /// The request as its definition says, with no lane, no blocks and no batch.
-fn run_alone(job: &Job<u64>, choice: u32, max_sequence_tokens: usize) -> (Vec<TokenId>, Finish) {
+fn run_alone(job: &Job<Sink>, choice: u32, max_sequence_tokens: usize) -> (Vec<TokenId>, Finish) {
     let mut past = job.prompt.iter().fold(Past::START, |past, &token| past.then(token));
     let mut output: Vec<TokenId> = Vec::new();
     while output.len() < job.stop.max_tokens as usize && job.prompt.len() + output.len() < max_sequence_tokens {
