@@ -132,7 +132,7 @@ impl Lanes {
     /// (`may_sleep`) it is asleep when nothing comes back.
     pub fn steal(&self, thief: usize, limit: usize, may_sleep: bool, order: &mut VictimOrder) -> Vec<Job<Sink>> {
         let windows = self.windows.load();
-        if may_sleep { self.idle.sleep(thief, limit, &windows, order) } else { search(thief, limit, &windows, order) }
+        if may_sleep { self.idle.go_idle(thief, limit, &windows, order) } else { search(thief, limit, &windows, order) }
     }
 
     /// Lane `lane` has something to do.

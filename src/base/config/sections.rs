@@ -179,13 +179,13 @@ pub struct Scheduler {
     pub max_batch_tokens: usize,
     /// Sequences that run at once in one lane.
     pub max_running: usize,
-    /// Waiting jobs that a lane shows to idle lanes; also bounds how far a job may be overtaken by being taken.
+    /// Waiting jobs that a lane shows to the others, for those with room to take. 0: none are taken.
     pub steal_window: usize,
 }
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { max_batch_tokens: 512, max_running: 64, steal_window: 8 }
+        Self { max_batch_tokens: 512, max_running: 64, steal_window: 64 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who sleeps and who is woken: the protocol by which no job waits in a window beside a sleeping lane.
 //!
-//! A lane that has nothing to do sets its bit and **then** looks at every window once more ([`IdleLanes::sleep`]). A lane
+//! A lane that has nothing to do sets its bit and **then** looks at every window once more ([`IdleLanes::go_idle`]). A lane
 //! that may have left something for others (it planned, stole, or was sent a job during its step) **then** looks at the
 //! windows and, if one holds a job, at the bits ([`IdleLanes::next_to_wake`]). A fence stands between the two halves of
 //! each, so of any two lanes one sees what the other did: either the sleeper finds the job, or the other finds the
@@ -76,7 +76,7 @@ impl<W: Word> IdleLanes<W> {
 
     /// Lane `thief` has nothing to run: a [`search`]. When it gives nothing the lane is asleep: whoever has a job to
     /// spare wakes it.
-    pub fn sleep<T, V: Take<T>>(&self, thief: usize, limit: usize, windows: &[V], order: &mut VictimOrder) -> Vec<T> {
+    pub fn go_idle<T, V: Take<T>>(&self, thief: usize, limit: usize, windows: &[V], order: &mut VictimOrder) -> Vec<T> {
         self.0.fetch_or(1 << thief);
         W::fence();
         let stolen = search(thief, limit, windows, order);
@@ -92,7 +92,7 @@ impl<W: Word> IdleLanes<W> {
     }
 
     /// Whether `lane` sleeps.
-    pub fn is_asleep(&self, lane: usize) -> bool {
+    pub fn is_idle(&self, lane: usize) -> bool {
         self.0.load() & (1 << lane) != 0
     }
 

@@ -86,7 +86,7 @@ impl Fleet {
     fn thief(&self, lane: usize, limit: usize) {
         let mut order = VictimOrder::new(lane as u64);
         loop {
-            let stolen = self.idle.sleep(lane, limit, &self.windows, &mut order).len();
+            let stolen = self.idle.go_idle(lane, limit, &self.windows, &mut order).len();
             if stolen > 0 {
                 self.windows[lane].push(stolen - 1);
                 self.share();

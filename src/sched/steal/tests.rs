@@ -41,14 +41,14 @@ fn sleepers_are_woken_one_at_a_time_while_there_is_something_to_take() {
     let mut windows = [StealWindow::new(40), StealWindow::new(40), StealWindow::new(40)];
     let stealers: Vec<_> = windows.iter().map(StealWindow::stealer).collect();
     let (idle, mut order) = (<IdleLanes>::default(), VictimOrder::new(1));
-    assert!(idle.sleep(1, 8, &stealers, &mut order).is_empty());
-    assert!(idle.sleep(2, 8, &stealers, &mut order).is_empty());
+    assert!(idle.go_idle(1, 8, &stealers, &mut order).is_empty());
+    assert!(idle.go_idle(2, 8, &stealers, &mut order).is_empty());
     assert_eq!(idle.next_to_wake(&stealers), None, "nothing to take");
     fill(&mut windows[0], 0..3);
     assert_eq!(idle.next_to_wake(&stealers), Some(1));
-    assert!(!idle.is_asleep(1) && idle.is_asleep(2));
-    assert_eq!(ids(idle.sleep(1, 8, &stealers, &mut order)), [0, 1]);
-    assert!(!idle.is_asleep(1), "it has something to do");
+    assert!(!idle.is_idle(1) && idle.is_idle(2));
+    assert_eq!(ids(idle.go_idle(1, 8, &stealers, &mut order)), [0, 1]);
+    assert!(!idle.is_idle(1), "it has something to do");
     assert_eq!(idle.next_to_wake(&stealers), Some(2));
     assert_eq!(idle.next_to_wake(&stealers), None, "all are awake");
 }

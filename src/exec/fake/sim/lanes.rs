@@ -116,7 +116,7 @@ impl Lanes {
         let stolen = if site.lane.has_work() {
             search(index, room, &self.stealers, &mut site.order)
         } else {
-            self.idle.sleep(index, room, &self.stealers, &mut site.order)
+            self.idle.go_idle(index, room, &self.stealers, &mut site.order)
         };
         self.num_stolen += stolen.len() as u64;
         let sinks = stolen.iter().map(|job| job.sink.clone()).collect();
@@ -149,7 +149,7 @@ impl Lanes {
     /// Nobody has anything to look at: no lane may sleep while a job waits in a window.
     pub fn check_rest(&self) -> Result<(), String> {
         let waiting: usize = self.stealers.iter().map(Take::len).sum();
-        let sleeper = (0..self.sites.len()).find(|&i| self.idle.is_asleep(i));
+        let sleeper = (0..self.sites.len()).find(|&i| self.idle.is_idle(i));
         match sleeper {
             Some(lane) if waiting > 0 => Err(format!("lane {lane} sleeps while {waiting} jobs wait in windows")),
             _ => Ok(()),
