@@ -10,8 +10,8 @@ use std::sync::Arc;
 use actix::prelude::*;
 use futures_util::future::{FutureExt, LocalBoxFuture, Shared};
 
-use crate::base::clock;
 use crate::base::error::Error;
+use crate::base::{clock, faults};
 use crate::gate::auth::{Answer, Doorkeeper, Found, Principal, Question};
 use crate::store::{Store, StoreError};
 
@@ -122,6 +122,7 @@ impl Handler<Authenticate> for AuthActor {
     type Result = ResponseActFuture<Self, Result<Arc<Principal>, Error>>;
 
     fn handle(&mut self, msg: Authenticate, _: &mut Self::Context) -> Self::Result {
+        faults::hit("Auth.Authenticate");
         let answer = self.door.authenticate(clock::now_us(), msg.secret.as_deref());
         self.decide(answer, msg.secret)
     }
@@ -131,6 +132,7 @@ impl Handler<KeyRevoked> for AuthActor {
     type Result = ();
 
     fn handle(&mut self, msg: KeyRevoked, _: &mut Self::Context) {
+        faults::hit("Auth.KeyRevoked");
         self.epoch += 1;
         self.lookups.clear();
         self.door.forget(&msg.key_id);

@@ -26,6 +26,8 @@ struct State {
     closed: bool,
     /// A wake-up is on its way; more would only fill the mailbox.
     woken: bool,
+    /// Reads in place of a reader that died.
+    heir: Option<Recipient<EventsReady>>,
 }
 
 /// What [`EventQueue::take`] hands over.
@@ -43,6 +45,16 @@ impl EventQueue {
         self.wake();
     }
 
+    /// The reader died, maybe with a wake-up in its mailbox: from now on `heir` is woken.
+    pub fn bequeath(&self, heir: Recipient<EventsReady>) {
+        {
+            let mut state = self.lock();
+            state.heir = Some(heir);
+            state.woken = false;
+        }
+        self.wake();
+    }
+
     /// Everything pushed since the last call.
     pub fn take(&self) -> Batch {
         let mut state = self.lock();
@@ -57,15 +69,16 @@ impl EventQueue {
 
     fn wake(&self) {
         let Some(reader) = self.reader.get() else { return };
-        {
+        let heir = {
             let mut state = self.lock();
             if state.woken || (state.events.is_empty() && !state.closed) {
                 return;
             }
             state.woken = true;
-        }
+            state.heir.clone()
+        };
         // At most one is under way, so the mailbox has room; a stopped reader needs none.
-        let _ = reader.try_send(EventsReady);
+        let _ = heir.as_ref().unwrap_or(reader).try_send(EventsReady);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -1,23 +1,35 @@
 //! The executor actor: one device, one thread of its own, one step at a time.
 //!
-//! Owns the [`Executor`]. Never knows what a request is. A panic in a step is caught here and becomes an error of that
-//! step: the thread, the weights and the mailbox survive it.
+//! Never knows what a request is. A panic in a step is caught here and becomes an error of that step. The device itself
+//! belongs to the actor's owner and outlives the actor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::{Actor, Context, Handler};
 
 use super::messages::RunStep;
+use crate::base::{faults, panics};
 use crate::exec::{ExecError, Executor};
 use crate::sched::plan::StepOutput;
 
+/// A device with its weights and KV memory. Only one executor actor has it at a time: the lock is never waited for.
+#[derive(Clone)]
+pub struct Device(Arc<Mutex<Box<dyn Executor>>>);
+
+impl Device {
+    pub fn new(executor: Box<dyn Executor>) -> Self {
+        Self(Arc::new(Mutex::new(executor)))
+    }
+}
+
 pub struct ExecutorActor {
-    executor: Box<dyn Executor>,
+    device: Device,
 }
 
 impl ExecutorActor {
-    pub fn new(executor: Box<dyn Executor>) -> Self {
-        Self { executor }
+    pub fn new(device: Device) -> Self {
+        Self { device }
     }
 }
 
@@ -29,20 +41,14 @@ impl Handler<RunStep> for ExecutorActor {
     type Result = Result<StepOutput, ExecError>;
 
     fn handle(&mut self, RunStep(plan): RunStep, _: &mut Context<Self>) -> Self::Result {
+        faults::hit("Executor.RunStep");
         // The executor may be left with half-written KV and scratch; both are rewritten before they are read again,
-        // because the lane recomputes every sequence of a failed step.
-        catch_unwind(AssertUnwindSafe(|| self.executor.step(&plan))).unwrap_or_else(|panic| {
-            let text = panic_text(&*panic);
+        // because the lane recomputes every sequence of a failed step. So a poisoned lock says nothing either.
+        let mut executor = self.device.0.lock().unwrap_or_else(PoisonError::into_inner);
+        catch_unwind(AssertUnwindSafe(|| executor.step(&plan))).unwrap_or_else(|panic| {
+            let text = panics::text(&*panic);
             tracing::error!(step = plan.step, rows = plan.rows.len(), panic = text, "a step panicked");
             Err(ExecError::Failed(format!("panic: {text}")))
         })
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no message)")
 }

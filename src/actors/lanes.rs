@@ -1,17 +1,19 @@
 //! The lanes of this process as the rest of it sees them.
 //!
-//! Owns the present address of each scheduler (the supervisor replaces those that died), what lanes publish about
+//! Owns the seats of each lane's scheduler and executor (the supervisor replaces those that died), what lanes publish about
 //! themselves, and the windows through which they steal from each other. Never plans.
 
 use std::sync::{Arc, Mutex};
 
 use actix::Addr;
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use crossbeam::deque::Stealer;
 
 use super::events::Sink;
+use super::executor::ExecutorActor;
 use super::messages::Wake;
 use super::scheduler::SchedulerActor;
+use super::seat::Seat;
 use crate::sched::affinity::Affinity;
 use crate::sched::job::Job;
 use crate::sched::{IdleLanes, LaneLoad, LaneStats, VictimOrder, place, search};
@@ -29,10 +31,11 @@ pub struct Lanes {
     affinity: Affinity,
 }
 
-/// One lane's place; it outlives the scheduler in it.
+/// One lane's place; it outlives the actors in it.
 #[derive(Default)]
 struct Slot {
-    address: ArcSwapOption<Addr<SchedulerActor>>,
+    scheduler: Seat<SchedulerActor>,
+    executor: Seat<ExecutorActor>,
     stats: Mutex<LaneStats>,
 }
 
@@ -55,9 +58,12 @@ impl Lanes {
         self.lanes.len()
     }
 
-    /// Puts a (new) scheduler in its place.
-    pub fn install(&self, lane: usize, address: Addr<SchedulerActor>) {
-        self.lanes[lane].address.store(Some(Arc::new(address)));
+    pub fn scheduler(&self, lane: usize) -> &Seat<SchedulerActor> {
+        &self.lanes[lane].scheduler
+    }
+
+    pub fn executor(&self, lane: usize) -> &Seat<ExecutorActor> {
+        &self.lanes[lane].executor
     }
 
     /// Replaces a dead lane's window. The jobs left in the old one are returned: nobody would look there again.
@@ -79,7 +85,7 @@ impl Lanes {
     }
 
     pub fn address(&self, lane: usize) -> Option<Addr<SchedulerActor>> {
-        self.lanes[lane].address.load().as_deref().cloned()
+        self.scheduler(lane).address()
     }
 
     pub fn publish(&self, lane: usize, stats: LaneStats) {

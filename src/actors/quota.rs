@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::prelude::*;
 
-use crate::base::clock;
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
+use crate::base::{clock, faults};
 use crate::gate::auth::Principal;
 use crate::gate::quota::{Ledger, QuotaError, Reservation};
 
@@ -37,7 +37,8 @@ impl SharedLedger {
     }
 }
 
-#[derive(Debug, Default)]
+/// Clones share the ledger: one that takes a dead one's place knows what is held.
+#[derive(Debug, Clone, Default)]
 pub struct QuotaActor {
     ledger: SharedLedger,
 }
@@ -56,6 +57,7 @@ impl Handler<Reserve> for QuotaActor {
     type Result = Result<Lease, Error>;
 
     fn handle(&mut self, msg: Reserve, _: &mut Self::Context) -> Self::Result {
+        faults::hit("Quota.Reserve");
         let reserved = self.ledger.lock().reserve(clock::now_us(), &msg.principal, msg.tokens);
         match reserved {
             Ok(reservation) => Ok(Lease::new(self.ledger.clone(), reservation)),

@@ -9,18 +9,21 @@ use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
+use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::choice::Choice;
 use super::events::{EventQueue, Sink};
-use super::messages::{Accepted, Begin, Generation, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage};
+use super::messages::{
+    Accepted, Begin, EventsReady, Generation, Outcome, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage,
+};
 use super::outlet::OutletWriter;
 use super::quota::{Lease, Reserve};
 use super::services::{LiveId, Services};
 use super::stream::{State, StreamActor};
-use crate::base::clock;
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
+use crate::base::{clock, faults, panics};
 use crate::gate::admission::Permit;
 use crate::gate::auth::Principal;
 use crate::gate::quota::tokens_to_reserve;
@@ -45,6 +48,8 @@ pub struct RequestActor {
     lease: Option<Lease>,
     prompts: Vec<Tokens>,
     stream: Option<Addr<StreamActor>>,
+    /// What the lanes say; read here only when the stream has died.
+    queue: Option<Arc<EventQueue>>,
     /// From submission to the first sight of a device, and from there to the end: for traces only.
     queue_span: Option<tracing::Span>,
     generate_span: Option<tracing::Span>,
@@ -67,6 +72,7 @@ impl RequestActor {
             lease: None,
             prompts: Vec::new(),
             stream: None,
+            queue: None,
             queue_span: None,
             generate_span: None,
             is_begun: false,
@@ -87,6 +93,9 @@ impl RequestActor {
         let choices = generation.prompts.iter().flat_map(|prompt| self.choices(prompt, &generation)).collect();
         let prompt_tokens = generation.prompts.iter().map(|p| p.len() as u64).sum();
         metrics().prompt_tokens.increment(prompt_tokens);
+        let (alive, gone) = oneshot::channel();
+        ctx.spawn(gone.into_actor(self).map(|_, request, ctx| request.inherit(ctx)));
+        self.queue = Some(queue.clone());
         let stream = StreamActor {
             queue,
             outlet: self.outlet.take().expect("a request begins once"),
@@ -101,6 +110,7 @@ impl RequestActor {
             started: Vec::new(),
             began_us: self.began_us,
             state: State::Open,
+            _alive: alive,
         };
         self.stream = Some(stream.start());
         self.queue_span = Some(self.span.in_scope(|| tracing::info_span!("queue", request = first.0)));
@@ -141,6 +151,63 @@ impl RequestActor {
     }
 }
 
+impl RequestActor {
+    /// The stream is gone. If it died, its lanes are told to stop, and heard until they have let go of everything: so
+    /// long the permit is held.
+    fn inherit(&mut self, ctx: &mut Context<Self>) {
+        if self.is_ended {
+            return;
+        }
+        self.span.in_scope(|| tracing::error!("the stream of the request died"));
+        self.abandon();
+        if let Some(queue) = &self.queue {
+            queue.bequeath(ctx.address().recipient());
+        }
+    }
+
+    fn abandon(&self) {
+        self.cancels.iter().for_each(CancelFlag::set);
+        self.services.lanes.wake_all();
+    }
+
+    /// The lanes have let go: whatever the request held is returned, and its end is told.
+    fn end(&mut self, usage: Usage, outcome: Outcome) {
+        self.generate_span = None;
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+        if let Some(lease) = &self.lease {
+            lease.use_tokens(completion_tokens);
+        }
+        metrics().generated_tokens.increment(completion_tokens);
+        metrics().cached_prompt_tokens.increment(cached_tokens);
+        metrics().finished(outcome.as_str());
+        let elapsed = Duration::from_micros(clock::now_us() - self.began_us);
+        self.span.in_scope(|| {
+            tracing::info!(
+                tenant = &*self.principal.tenant,
+                outcome = outcome.as_str(),
+                prompt_tokens,
+                cached_tokens,
+                completion_tokens,
+                elapsed_ms = elapsed.as_millis() as u64,
+                "request ended"
+            );
+        });
+        (self.permit, self.lease) = (None, None);
+        self.is_ended = true;
+    }
+}
+
+/// Runs also when a handler panicked, which [`Actor::stopped`] need not.
+impl Drop for RequestActor {
+    fn drop(&mut self) {
+        self.services.live.leave(self.id);
+        if self.stream.is_some() && !self.is_ended {
+            self.abandon();
+            self.end(Usage::default(), Outcome::Failed);
+        }
+    }
+}
+
 /// Numbers are process-wide and never reused, so a late message cannot reach another request.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
@@ -165,12 +232,8 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     check(&services, &generation)?;
     let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
     let tokens = reservation(&services, &principal, &generation);
-    let lease = services
-        .quota
-        .send(Reserve { principal, tokens })
-        .instrument(tracing::info_span!("reserve", tokens))
-        .await
-        .map_err(Error::internal)??;
+    let reserve = services.quota.ask(Reserve { principal, tokens });
+    let lease = reserve.instrument(tracing::info_span!("reserve", tokens)).await??;
     permit.queue_tokens(prompt_tokens)?;
     Ok(Admitted { generation, permit, lease, deadline_us })
 }
@@ -193,6 +256,7 @@ fn reservation(services: &Services, principal: &Principal, generation: &Generati
 }
 
 async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
+    let prepare = || panics::caught(prepare);
     if input_bytes <= PREPARE_INLINE_BYTES {
         return prepare();
     }
@@ -205,7 +269,8 @@ async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Err
         let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
         let span = tracing::info_span!("submit", lane, request = job.request.0);
-        address.send(Submit(job)).instrument(span).await.map_err(Error::internal)?;
+        let sent = address.send(Submit(job)).instrument(span).await;
+        sent.map_err(|e| Error::unavailable("the lane is being restarted; try again", 1).with_internal(e))?;
     }
     Ok(())
 }
@@ -216,17 +281,13 @@ impl Actor for RequestActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.services.live.enter(self.id, ctx.address());
     }
-
-    fn stopped(&mut self, _: &mut Self::Context) {
-        self.cancels.iter().for_each(CancelFlag::set);
-        self.services.live.leave(self.id);
-    }
 }
 
 impl Handler<Begin> for RequestActor {
     type Result = ResponseActFuture<Self, Result<Accepted, Error>>;
 
     fn handle(&mut self, begin: Begin, _: &mut Self::Context) -> Self::Result {
+        faults::hit("Request.Begin");
         let admit = admit(self.services.clone(), self.principal.clone(), begin).instrument(self.span.clone());
         let launched = admit.into_actor(self).map(|admitted, request, ctx| {
             if request.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {
@@ -256,6 +317,7 @@ impl Handler<PromptsStarted> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, started: PromptsStarted, _: &mut Self::Context) {
+        faults::hit("Request.PromptsStarted");
         self.queue_span = None;
         self.generate_span.get_or_insert_with(|| self.span.in_scope(|| tracing::info_span!("generate")));
         if let (Some(permit), Some(lease)) = (&mut self.permit, &self.lease) {
@@ -271,30 +333,26 @@ impl Handler<StreamEnded> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, ended: StreamEnded, ctx: &mut Self::Context) {
-        self.generate_span = None;
-        let Usage { prompt_tokens, cached_tokens, completion_tokens } = ended.usage;
-        if let Some(lease) = &self.lease {
-            lease.use_tokens(completion_tokens);
-        }
-        metrics().generated_tokens.increment(completion_tokens);
-        metrics().cached_prompt_tokens.increment(cached_tokens);
-        metrics().finished(ended.outcome.as_str());
-        let elapsed = Duration::from_micros(clock::now_us() - self.began_us);
-        self.span.in_scope(|| {
-            tracing::info!(
-                tenant = &*self.principal.tenant,
-                outcome = ended.outcome.as_str(),
-                prompt_tokens,
-                cached_tokens,
-                completion_tokens,
-                elapsed_ms = elapsed.as_millis() as u64,
-                "request ended"
-            );
-        });
-        (self.permit, self.lease) = (None, None);
-        self.is_ended = true;
+        faults::hit("Request.StreamEnded");
+        self.end(ended.usage, ended.outcome);
         if self.is_begun {
             ctx.stop();
+        }
+    }
+}
+
+/// Only after its stream has died: what the lanes say is dropped, until they say no more.
+impl Handler<EventsReady> for RequestActor {
+    type Result = ();
+
+    fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
+        faults::hit("Request.EventsReady");
+        let is_over = self.queue.as_ref().is_none_or(|queue| queue.take().closed);
+        if is_over && !self.is_ended {
+            self.end(Usage::default(), Outcome::Failed);
+            if self.is_begun {
+                ctx.stop();
+            }
         }
     }
 }
@@ -303,6 +361,7 @@ impl Handler<Shutdown> for RequestActor {
     type Result = ();
 
     fn handle(&mut self, _: Shutdown, _: &mut Self::Context) {
+        faults::hit("Request.Shutdown");
         if let Some(stream) = &self.stream {
             let _ = stream.try_send(Shutdown);
         }

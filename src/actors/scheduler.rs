@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::fut::ActorFutureExt;
-use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WrapFuture};
+use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WrapFuture};
 
 use super::events::Sink;
-use super::executor::ExecutorActor;
 use super::lanes::Lanes;
 use super::messages::{Inspect, LaneReport, RunStep, Submit, Tick, Wake};
-use crate::base::clock;
+use super::supervisor::LOOK_EVERY;
+use crate::base::{clock, faults};
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::sched::job::Delivery;
 use crate::sched::plan::{StepOutput, StepPlan};
@@ -23,6 +23,8 @@ use crate::sched::{Lane, LaneStats, StealWindow, VictimOrder};
 
 /// How often an idle lane looks around by itself, in case the one message that would have woken it met a dead lane.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Longest wait for a dead executor: longer than its owner's longest back-off.
+const EXECUTOR_RETURN: Duration = Duration::from_secs(10);
 
 pub struct SchedulerActor {
     index: usize,
@@ -30,7 +32,6 @@ pub struct SchedulerActor {
     window: StealWindow<Sink>,
     lanes: Arc<Lanes>,
     victims: VictimOrder,
-    executor: Addr<ExecutorActor>,
     step_started: Option<Instant>,
     ticking: bool,
     metrics: LaneMetrics,
@@ -39,20 +40,13 @@ pub struct SchedulerActor {
 
 impl SchedulerActor {
     /// `window` is lane `index`'s; its stealer must already be among the lanes' windows.
-    pub fn new(
-        index: usize,
-        lane: Lane<Sink>,
-        window: StealWindow<Sink>,
-        lanes: Arc<Lanes>,
-        executor: Addr<ExecutorActor>,
-    ) -> Self {
+    pub fn new(index: usize, lane: Lane<Sink>, window: StealWindow<Sink>, lanes: Arc<Lanes>) -> Self {
         Self {
             index,
             lane,
             window,
             lanes,
             victims: VictimOrder::new(index as u64),
-            executor,
             step_started: None,
             ticking: false,
             metrics: metrics().lane(index),
@@ -94,14 +88,8 @@ impl SchedulerActor {
         self.step_started = Some(Instant::now());
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
         // The answer comes through the reply channel, which no full mailbox can refuse.
-        let step = self.executor.send(RunStep(plan)).into_actor(self);
-        ctx.spawn(step.map(|answer, lane, ctx| {
-            let outcome = match answer {
-                Ok(outcome) => outcome.map_err(|e| e.to_string()),
-                Err(e) => Err(format!("the executor is gone: {e}")),
-            };
-            lane.step_done(outcome, ctx);
-        }));
+        let step = run_step(self.lanes.clone(), self.index, plan).into_actor(self);
+        ctx.spawn(step.map(|outcome, lane, ctx| lane.step_done(outcome, ctx)));
     }
 
     fn step_done(&mut self, outcome: Result<StepOutput, String>, ctx: &mut Context<Self>) {
@@ -149,6 +137,24 @@ impl SchedulerActor {
     }
 }
 
+/// Runs a step to its end, good or bad. An executor that is dead is waited for, within bounds, before the step is told
+/// to have failed: its sequences run again then, and should find one that lives.
+async fn run_step(lanes: Arc<Lanes>, lane: usize, plan: StepPlan) -> Result<StepOutput, String> {
+    let executor = lanes.executor(lane);
+    let gone = match executor.address() {
+        Some(address) => match address.send(RunStep(plan)).await {
+            Ok(outcome) => return outcome.map_err(|e| e.to_string()),
+            Err(e) => e.to_string(),
+        },
+        None => "it was never started".to_owned(),
+    };
+    let deadline = Instant::now() + EXECUTOR_RETURN;
+    while !executor.is_alive() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err(format!("the executor died: {gone}"))
+}
+
 fn deliver(deliveries: Vec<Delivery<Sink>>) {
     for Delivery { request, sink, events } in deliveries {
         sink.push(request, events);
@@ -170,6 +176,7 @@ impl Handler<Submit> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, Submit(job): Submit, ctx: &mut Self::Context) {
+        faults::hit("Scheduler.Submit");
         self.lane.submit(job);
         self.tick_soon(ctx);
     }
@@ -179,6 +186,7 @@ impl Handler<Wake> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
+        faults::hit("Scheduler.Wake");
         self.tick_soon(ctx);
     }
 }
@@ -187,6 +195,7 @@ impl Handler<Tick> for SchedulerActor {
     type Result = ();
 
     fn handle(&mut self, _: Tick, ctx: &mut Self::Context) {
+        faults::hit("Scheduler.Tick");
         self.ticking = false;
         self.advance(ctx);
     }
@@ -196,6 +205,7 @@ impl Handler<Inspect> for SchedulerActor {
     type Result = MessageResult<Inspect>;
 
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
+        faults::hit("Scheduler.Inspect");
         MessageResult(LaneReport {
             stats: self.lane.stats(),
             step_age: self.step_started.map(|t| t.elapsed()),

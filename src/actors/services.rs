@@ -13,7 +13,9 @@ use super::lanes::Lanes;
 use super::messages::Shutdown;
 use super::quota::QuotaActor;
 use super::request::RequestActor;
+use super::seat::Seat;
 use super::stream::StreamLimits;
+use super::supervisor::SupervisorActor;
 use crate::gate::admission::Admission;
 use crate::route::ServedModel;
 
@@ -21,8 +23,9 @@ pub struct Services {
     pub model: Arc<ServedModel>,
     pub lanes: Arc<Lanes>,
     pub admission: Arc<Admission>,
-    pub auth: Addr<AuthActor>,
-    pub quota: Addr<QuotaActor>,
+    pub auth: Arc<Seat<AuthActor>>,
+    pub quota: Arc<Seat<QuotaActor>>,
+    pub supervisor: Arc<Seat<SupervisorActor>>,
     /// As many preparations at once as there are tokenizer threads.
     pub prepare_turns: Semaphore,
     pub stream_limits: StreamLimits,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFuture};
+use tokio::sync::oneshot;
 
 use super::choice::Choice;
 use super::events::EventQueue;
@@ -18,9 +19,9 @@ use super::lanes::Lanes;
 use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Usage};
 use super::outlet::OutletWriter;
 use super::request::RequestActor;
-use crate::base::clock;
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
+use crate::base::{clock, faults};
 use crate::sched::job::{CancelFlag, Event, Finish, RequestId};
 
 /// What a slow reader may cost.
@@ -47,6 +48,8 @@ pub struct StreamActor {
     pub(super) started: Vec<usize>,
     pub(super) began_us: u64,
     pub(super) state: State,
+    /// Its owner sees it drop, however the stream ends.
+    pub(super) _alive: oneshot::Sender<()>,
 }
 
 /// Where the stream is with its client.
@@ -88,6 +91,7 @@ impl StreamActor {
                 let ends = matches!(next, Some(Event::Finished { choice: c, finish: Finish::Stop }) if *c == choice);
                 let index = prompt as u32 * self.num_choices + choice;
                 let now = clock::now_us();
+                faults::hit("Stream.detokenise");
                 let entry = &mut self.choices[index as usize];
                 if entry.is_done() {
                     // Whether the lane computed one more before it heard of the stop string is chance: it counts nowhere.
@@ -114,8 +118,8 @@ impl StreamActor {
         let reason = match finish {
             Finish::Stop => FinishReason::Stop,
             Finish::Length => FinishReason::Length,
-            // The text side ended this choice itself, or is ending the request.
-            Finish::Cancelled => return,
+            // The text side is ending the request; or, if it knows nothing of an end, the owner died and set the flags.
+            Finish::Cancelled => return self.abandon(State::Failing(Error::internal("the request's actor died"))),
             Finish::DeadlineExceeded => {
                 let error = Error::deadline_exceeded("the request's deadline passed before it was finished");
                 return self.abandon(State::Failing(error));
@@ -226,6 +230,7 @@ impl Handler<EventsReady> for StreamActor {
     type Result = ();
 
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
+        faults::hit("Stream.EventsReady");
         self.bound_backlog();
         let batch = self.queue.take();
         let mut events = batch.events.into_iter().peekable();
@@ -248,6 +253,7 @@ impl Handler<Shutdown> for StreamActor {
     type Result = ();
 
     fn handle(&mut self, _: Shutdown, _: &mut Self::Context) {
+        faults::hit("Stream.Shutdown");
         self.abandon(State::Failing(Error::draining(1)));
     }
 }

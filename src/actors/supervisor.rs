@@ -1,49 +1,102 @@
-//! The supervisor: starts the lanes, keeps them alive, gives up loudly.
+//! The supervisor: looks after every long-lived actor, starts the dead again, gives up loudly.
 //!
-//! actix's own `Supervisor` does not survive a panic, and an address says only that its actor is gone. So one actor
-//! owns every lane: it looks at each address a few times a second and builds a dead scheduler again, on the same
-//! thread, with back-off. What the dead one held comes back by itself: sinks that drop tell their requests, the
-//! executor's memory is metadata-free, and jobs in its window are submitted to the new one.
+//! actix's own `Supervisor` does not survive a panic, and an address says only that its actor is gone. So one actor owns
+//! all the others: it looks at each address a few times a second and starts a dead one again, on the same thread, with
+//! back-off ([`Restarts`]). What the dead one held comes back by itself: sinks that drop tell their requests, devices
+//! and the ledger of quotas outlive their actors, and jobs in a scheduler's window are submitted anew.
+//!
+//! The supervisor's own owner is the program's main future ([`Wards::keep`]); whoever starts the program owns that.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, Addr, Arbiter, AsyncContext, Context};
+use actix::{Actor, AsyncContext, Context};
 
 use super::events::Sink;
-use super::executor::ExecutorActor;
 use super::lanes::Lanes;
-use super::messages::Submit;
-use super::scheduler::SchedulerActor;
+use super::post::{ExecutorPost, SchedulerPost};
+use super::restarts::{MAX_RESTARTS, Restarts, Verdict};
+use super::seat::Seat;
+use crate::base::faults;
+use crate::base::metrics::metrics;
 use crate::exec::Executor;
-use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
+use crate::sched::{LaneConfig, LaneConfigError, StealWindow};
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// A lane that dies this often in a row, each time within [`HEALTHY_AFTER`], is given up.
-const MAX_RESTARTS: u32 = 8;
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Bounds the mailbox of a scheduler. Submissions wait for room, so this is no limit on requests (permits are).
-const SCHEDULER_MAILBOX: usize = 256;
-
-pub struct SupervisorActor {
-    lanes: Arc<Lanes>,
-    posts: Vec<Post>,
+/// A long-lived actor, as its owner sees it.
+pub trait Ward {
+    /// Its name in `actors.md`.
+    fn actor(&self) -> &'static str;
+    fn lane(&self) -> Option<usize>;
+    fn is_alive(&self) -> bool;
+    fn start_again(&mut self);
+    /// It will not be started again.
+    fn give_up(&mut self) {}
 }
 
-/// One lane's threads and what it takes to build its scheduler again.
-struct Post {
-    index: usize,
-    config: LaneConfig,
-    steal_window: usize,
-    scheduler_arbiter: Arbiter,
-    _executor_arbiter: Arbiter,
-    executor: Addr<ExecutorActor>,
-    started_at: Instant,
-    restarts: u32,
-    retry_at: Option<Instant>,
+/// An actor on the supervisor's own thread, which `make` can make again.
+struct Neighbour<A: Actor, F> {
+    name: &'static str,
+    seat: Arc<Seat<A>>,
+    make: F,
+}
+
+impl<A: Actor<Context = Context<A>>, F: FnMut() -> A> Ward for Neighbour<A, F> {
+    fn actor(&self) -> &'static str {
+        self.name
+    }
+
+    fn lane(&self) -> Option<usize> {
+        None
+    }
+
+    fn is_alive(&self) -> bool {
+        self.seat.is_alive()
+    }
+
+    fn start_again(&mut self) {
+        self.seat.install((self.make)().start());
+    }
+}
+
+/// Everyone who is looked after. Shared by the supervisor and its owner, so that it outlives the supervisor.
+#[derive(Clone, Default)]
+pub struct Wards(Rc<RefCell<Vec<Watched>>>);
+
+struct Watched {
+    ward: Box<dyn Ward>,
+    restarts: Restarts,
+}
+
+impl Watched {
+    fn new(ward: impl Ward + 'static) -> Self {
+        Self { ward: Box::new(ward), restarts: Restarts::new(Instant::now()) }
+    }
+
+    fn look(&mut self) {
+        if self.ward.is_alive() {
+            return;
+        }
+        let (actor, lane) = (self.ward.actor(), self.ward.lane());
+        match self.restarts.dead(Instant::now()) {
+            Verdict::Died(backoff) => {
+                tracing::error!(actor, lane, backoff_ms = backoff.as_millis() as u64, "an actor died");
+            }
+            Verdict::Start => {
+                self.ward.start_again();
+                metrics().restarted(actor);
+                tracing::info!(actor, lane, "the actor runs again");
+            }
+            Verdict::GiveUp => {
+                tracing::error!(actor, lane, restarts = MAX_RESTARTS, "an actor keeps dying and is given up");
+                self.ward.give_up();
+            }
+            Verdict::Wait | Verdict::GivenUp => {}
+        }
+    }
 }
 
 /// A lane to start: its executor, and the limits that follow from it.
@@ -53,89 +106,45 @@ pub struct LaneSeed {
     pub steal_window: usize,
 }
 
-/// Starts every lane; they run, and are looked after, until the system stops.
-pub fn start(seeds: Vec<LaneSeed>) -> Result<(Arc<Lanes>, Addr<SupervisorActor>), LaneConfigError> {
-    let windows: Vec<StealWindow<Sink>> = seeds.iter().map(|s| StealWindow::new(s.steal_window)).collect();
-    let lanes = Lanes::new(windows.iter().map(StealWindow::stealer).collect());
-    let posts = std::iter::zip(seeds, windows)
-        .enumerate()
-        .map(|(index, (seed, window))| Post::start(index, seed, window, &lanes))
-        .collect::<Result<_, _>>()?;
-    let supervisor = SupervisorActor { lanes: lanes.clone(), posts };
-    Ok((lanes, supervisor.start()))
+impl Wards {
+    /// Starts every lane; they run until the system stops.
+    pub fn start_lanes(&self, seeds: Vec<LaneSeed>) -> Result<Arc<Lanes>, LaneConfigError> {
+        let windows: Vec<StealWindow<Sink>> = seeds.iter().map(|s| StealWindow::new(s.steal_window)).collect();
+        let lanes = Lanes::new(windows.iter().map(StealWindow::stealer).collect());
+        for (index, (seed, window)) in std::iter::zip(seeds, windows).enumerate() {
+            let executor = ExecutorPost::start(index, seed.executor, &lanes);
+            let scheduler = SchedulerPost::start(index, seed.config, window, seed.steal_window, &lanes)?;
+            self.0.borrow_mut().extend([Watched::new(executor), Watched::new(scheduler)]);
+        }
+        Ok(lanes)
+    }
+
+    /// Starts an actor on this thread. `make` is told whether it is the first time.
+    pub fn start<A>(&self, name: &'static str, mut make: impl FnMut() -> A + 'static) -> Arc<Seat<A>>
+    where
+        A: Actor<Context = Context<A>>,
+    {
+        let seat = Arc::new(Seat::default());
+        seat.install(make().start());
+        self.0.borrow_mut().push(Watched::new(Neighbour { name, seat: seat.clone(), make }));
+        seat
+    }
+
+    /// Starts the supervisor, and starts it again whenever it has died. Never resolves; await it in the main future.
+    pub async fn keep(self, seat: Arc<Seat<SupervisorActor>>) {
+        let wards = self.clone();
+        let make = move || SupervisorActor { wards: wards.clone() };
+        seat.install(make().start());
+        let mut supervisor = Watched::new(Neighbour { name: "Supervisor", seat, make });
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            supervisor.look();
+        }
+    }
 }
 
-impl Post {
-    fn start(
-        index: usize,
-        seed: LaneSeed,
-        window: StealWindow<Sink>,
-        lanes: &Arc<Lanes>,
-    ) -> Result<Self, LaneConfigError> {
-        let lane = Lane::new(seed.config.clone())?;
-        let (executor_arbiter, scheduler_arbiter) = (Arbiter::new(), Arbiter::new());
-        let executor = ExecutorActor::new(seed.executor);
-        let executor = Actor::start_in_arbiter(&executor_arbiter.handle(), |_| executor);
-        let post = Self {
-            index,
-            config: seed.config,
-            steal_window: seed.steal_window,
-            scheduler_arbiter,
-            _executor_arbiter: executor_arbiter,
-            executor,
-            started_at: Instant::now(),
-            restarts: 0,
-            retry_at: None,
-        };
-        post.install(lane, window, lanes);
-        Ok(post)
-    }
-
-    fn install(&self, lane: Lane<Sink>, window: StealWindow<Sink>, lanes: &Arc<Lanes>) {
-        let (index, executor, shared) = (self.index, self.executor.clone(), lanes.clone());
-        let address = Actor::start_in_arbiter(&self.scheduler_arbiter.handle(), move |ctx: &mut Context<_>| {
-            ctx.set_mailbox_capacity(SCHEDULER_MAILBOX);
-            SchedulerActor::new(index, lane, window, shared, executor)
-        });
-        lanes.install(self.index, address);
-    }
-
-    /// Builds the scheduler again if it has died and its back-off is over.
-    fn look(&mut self, lanes: &Arc<Lanes>) {
-        if lanes.address(self.index).is_some_and(|a| a.connected()) || self.restarts > MAX_RESTARTS {
-            return;
-        }
-        let now = Instant::now();
-        let Some(retry_at) = self.retry_at else {
-            self.restarts = if now - self.started_at > HEALTHY_AFTER { 1 } else { self.restarts + 1 };
-            if self.restarts > MAX_RESTARTS {
-                tracing::error!(lane = self.index, restarts = MAX_RESTARTS, "the lane keeps dying and is given up");
-                return;
-            }
-            let backoff = (FIRST_BACKOFF * 2u32.pow(self.restarts - 1)).min(MAX_BACKOFF);
-            tracing::error!(lane = self.index, backoff_ms = backoff.as_millis() as u64, "a scheduler died");
-            self.retry_at = Some(now + backoff);
-            return;
-        };
-        if now < retry_at {
-            return;
-        }
-        let window = StealWindow::new(self.steal_window);
-        let orphans = lanes.replace_window(self.index, window.stealer());
-        match Lane::new(self.config.clone()) {
-            Ok(lane) => self.install(lane, window, lanes),
-            Err(e) => return tracing::error!(lane = self.index, error = %e, "the lane cannot be built again"),
-        }
-        (self.started_at, self.retry_at) = (now, None);
-        tracing::info!(lane = self.index, orphans = orphans.len(), "the scheduler runs again");
-        if let Some(address) = lanes.address(self.index) {
-            actix::spawn(async move {
-                for job in orphans {
-                    let _ = address.send(Submit(job)).await;
-                }
-            });
-        }
-    }
+pub struct SupervisorActor {
+    wards: Wards,
 }
 
 impl Actor for SupervisorActor {
@@ -143,9 +152,8 @@ impl Actor for SupervisorActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(LOOK_EVERY, |supervisor, _| {
-            for post in &mut supervisor.posts {
-                post.look(&supervisor.lanes);
-            }
+            faults::hit("Supervisor.look");
+            supervisor.wards.0.borrow_mut().iter_mut().for_each(Watched::look);
         });
     }
 }

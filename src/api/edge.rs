@@ -2,6 +2,7 @@
 //!
 //! Default is shut: a route is open only if it is listed in [`is_open`].
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,14 +10,15 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{HttpMessage, HttpRequest, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
+use futures_util::FutureExt;
 
 use super::error::{ApiError, response};
 use crate::actors::auth::Authenticate;
 use crate::actors::services::Services;
 use crate::base::error::Error;
-use crate::base::id;
 use crate::base::metrics::metrics;
+use crate::base::{faults, id};
 use crate::gate::auth::Principal;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,9 +48,15 @@ pub async fn identify(
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let request_id = RequestId(id::request_id(given).into());
     request.extensions_mut().insert(request_id.clone());
-    // Inner layers answer with errors instead of failing: a failure would have no request to be answered to (and
-    // actix-web's router panics on a request that somebody still holds a clone of).
-    let mut answer = next.call(request).await?.map_into_boxed_body();
+    // By path: nobody may hold a clone of a request that the router has still to see, or it panics.
+    let route = route(request.request());
+    // Inner layers answer with errors instead of failing: a failure would have no request to be answered to.
+    let called = AssertUnwindSafe(async { next.call(request).await }).catch_unwind().await;
+    let Ok(called) = called else {
+        metrics().request_done(route, 500, began.elapsed().as_secs_f64());
+        return Err(Panicked(request_id).into());
+    };
+    let mut answer = called?.map_into_boxed_body();
     if let Some(error) = answer.response().error() {
         let max_body = answer.request().app_data::<web::Data<MaxBody>>().map_or(0, |max| max.0);
         let error = external(error, max_body);
@@ -59,8 +67,29 @@ pub async fn identify(
     }
     let value = HeaderValue::from_str(&request_id.0).expect("ids are checked for legal characters");
     answer.headers_mut().insert(REQUEST_ID, value);
-    metrics().request_done(route(answer.request()), answer.status().as_u16(), began.elapsed().as_secs_f64());
+    metrics().request_done(route, answer.status().as_u16(), began.elapsed().as_secs_f64());
     Ok(answer)
+}
+
+/// A handler panicked, and the request went with it; the log has the panic.
+#[derive(Debug)]
+struct Panicked(RequestId);
+
+impl std::fmt::Display for Panicked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "request {} panicked", self.0.0)
+    }
+}
+
+impl ResponseError for Panicked {
+    fn error_response(&self) -> HttpResponse {
+        let request_id = &*self.0.0;
+        tracing::error!(request_id, "the request's handler panicked");
+        let mut response = response(&Error::internal("a panic"), request_id);
+        let value = HeaderValue::from_str(request_id).expect("ids are checked for legal characters");
+        response.headers_mut().insert(REQUEST_ID, value);
+        response
+    }
 }
 
 /// The error in our form; actix's own (a body that is too large, a path that cannot be decoded) are translated.
@@ -92,11 +121,12 @@ pub async fn authenticate(
     if !is_open(request.path(), metrics_open) {
         let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
         let secret = bearer(&request).map(str::to_owned);
-        match services.auth.send(Authenticate { secret }).await.map_err(Error::internal).flatten() {
+        match services.auth.ask(Authenticate { secret }).await.flatten() {
             Ok(principal) => drop(request.extensions_mut().insert(Caller(principal))),
             Err(error) => return Ok(request.error_response(ApiError(error))),
         }
     }
+    faults::hit("http.handler");
     Ok(next.call(request).await?.map_into_boxed_body())
 }
 

@@ -18,12 +18,16 @@ pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "live"}))
 }
 
-/// Whether a request sent now would make progress: every lane answers, none has been at one step for too long, and the
+/// Whether a request sent now would make progress: every part lives, every lane answers, none has been at one step for too long, and the
 /// server is not draining.
 pub async fn ready(services: web::Data<Services>) -> HttpResponse {
     let mut reasons = Vec::new();
     if services.live.is_draining() {
         reasons.push("draining".to_owned());
+    }
+    let parts = [("auth", services.auth.is_alive()), ("quota", services.quota.is_alive())];
+    for (part, _) in parts.into_iter().chain([("supervisor", services.supervisor.is_alive())]).filter(|part| !part.1) {
+        reasons.push(format!("{part}: being restarted"));
     }
     for lane in 0..services.lanes.len() {
         if let Some(reason) = trouble(&services, lane).await {
@@ -39,6 +43,9 @@ pub async fn ready(services: web::Data<Services>) -> HttpResponse {
 
 async fn trouble(services: &Services, lane: usize) -> Option<String> {
     let Some(address) = services.lanes.address(lane) else { return Some("not started".into()) };
+    if !services.lanes.executor(lane).is_alive() {
+        return Some("the executor is being restarted".into());
+    }
     let max_step = services.timeouts.max_step;
     match tokio::time::timeout(MAX_ANSWER, address.send(Inspect)).await {
         Err(_) => Some("the scheduler does not answer".into()),

@@ -6,6 +6,7 @@ use crate::actors::messages::Generation;
 use crate::api::wire::Sampling;
 use crate::api::wire::chat::TemplateInput;
 use crate::base::error::Error;
+use crate::base::faults;
 use crate::model::TokenId;
 use crate::model::text::{ChatError, ChatInput, flatten_text_parts, parse_tool_arguments};
 use crate::route::ServedModel;
@@ -42,6 +43,7 @@ pub fn render(
 
 /// A rendered chat has written its own special tokens; a plain text gets the tokenizer's.
 pub fn encode(model: &ServedModel, text: &str, add_special: bool) -> Result<Vec<TokenId>, Error> {
+    faults::hit("text.encode");
     model.tokenizer.encode(text, add_special).map_err(Error::internal)
 }
 

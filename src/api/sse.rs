@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::wire::error::ErrorBody;
 use crate::actors::messages::{Item, Usage};
 use crate::actors::outlet::OutletReader;
 use crate::base::error::Error;
+use crate::base::faults;
 
 /// Ends every stream, good or bad.
 const DONE: &str = "[DONE]";
@@ -100,9 +102,40 @@ impl<T: Shape> Events<T> {
                 self.scratch.push(DONE.into());
                 self.over = true;
             }
-            item => self.shape.item(item, &mut self.scratch),
+            item => {
+                faults::hit("http.body");
+                self.shape.item(item, &mut self.scratch);
+            }
         }
         self.ready.extend(self.scratch.drain(..));
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<sse::Event>> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                let id = self.next_id;
+                self.next_id += 1;
+                self.last_event = Instant::now();
+                return Poll::Ready(Some(sse::Data::new(data).id(id.to_string()).into()));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            match self.reader.poll_next(cx) {
+                Poll::Ready(Some(item)) => self.take(item),
+                // The stream actor always ends with End or Error; it can only be missing if the actor died.
+                Poll::Ready(None) => self.take(Item::Error(Error::internal("the stream ended without a last word"))),
+                Poll::Pending => return self.poll_heartbeat(cx).map(Some),
+            }
+        }
+    }
+
+    /// A panic may have left events half made: they are dropped, and the stream ends in the typed way. Without this
+    /// the connection would just break off.
+    fn fail(&mut self) {
+        self.ready.clear();
+        self.scratch.clear();
+        self.take(Item::Error(Error::internal("a panic while an event was made")));
     }
 }
 
@@ -111,22 +144,11 @@ impl<T: Shape + Unpin> Stream for Events<T> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let events = self.get_mut();
-        loop {
-            if let Some(data) = events.ready.pop_front() {
-                let id = events.next_id;
-                events.next_id += 1;
-                events.last_event = Instant::now();
-                return Poll::Ready(Some(Ok(sse::Data::new(data).id(id.to_string()).into())));
-            }
-            if events.over {
-                return Poll::Ready(None);
-            }
-            match events.reader.poll_next(cx) {
-                Poll::Ready(Some(item)) => events.take(item),
-                // The stream actor always ends with End or Error; it can only be missing if the actor died.
-                Poll::Ready(None) => events.take(Item::Error(Error::internal("the stream ended without a last word"))),
-                Poll::Pending => return events.poll_heartbeat(cx).map(|comment| Some(Ok(comment))),
-            }
-        }
+        let polled = catch_unwind(AssertUnwindSafe(|| events.poll_event(cx)));
+        let event = polled.unwrap_or_else(|_| {
+            events.fail();
+            events.poll_event(cx)
+        });
+        event.map(|event| event.map(Ok))
     }
 }

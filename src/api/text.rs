@@ -7,6 +7,7 @@ use super::prompt;
 use super::wire::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeInput, TokenizeRequest, TokenizeResponse};
 use crate::actors::services::Services;
 use crate::base::error::Error;
+use crate::base::panics;
 
 pub async fn tokenize(services: web::Data<Services>, body: web::Bytes) -> Result<HttpResponse, ApiError> {
     let request = TokenizeRequest::parse(&body)?;
@@ -46,5 +47,5 @@ pub async fn in_pool<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let _turn = services.prepare_turns.acquire().await.map_err(Error::internal)?;
-    web::block(work).await.map_err(Error::internal)?
+    web::block(|| panics::caught(work)).await.map_err(Error::internal)?
 }

@@ -8,19 +8,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::Actor;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use super::engine::{self, Engine, EngineError, Progress, Summary};
 use crate::actors::auth::AuthActor;
 use crate::actors::quota::QuotaActor;
+use crate::actors::seat::Seat;
 use crate::actors::services::{LiveRequests, Services, Timeouts};
 use crate::actors::stream::StreamLimits;
-use crate::actors::supervisor;
+use crate::actors::supervisor::Wards;
 use crate::api::{self, Bound, Edge};
 use crate::base::clock;
-use crate::base::config::Config;
+use crate::base::config::{self, Config};
 use crate::gate::admission::{Admission, Limits};
 use crate::gate::auth::{Access, Doorkeeper, OpenAbroad, access};
 use crate::sched::LaneConfigError;
@@ -62,9 +62,9 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     let Engine { model, seeds, summary } = engine::build(&config, progress)?;
     let name = model.name.clone();
     let bound = bind(&config)?;
-    let (lanes, _supervisor) = supervisor::start(seeds)?;
-    let door =
-        Doorkeeper::new(clock::now_us(), access, config.auth.cache_ttl_s * 1_000_000, config.auth.max_cached_keys);
+    let wards = Wards::default();
+    let lanes = wards.start_lanes(seeds)?;
+    let supervisor = Arc::new(Seat::default());
     let services = Arc::new(Services {
         model: Arc::new(model),
         lanes,
@@ -72,8 +72,12 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
             max_requests: config.admission.max_requests,
             max_waiting_tokens: config.admission.max_waiting_tokens,
         }),
-        auth: AuthActor::new(store.clone(), door).start(),
-        quota: QuotaActor::new().start(),
+        auth: start_auth(&wards, &store, access, &config.auth),
+        quota: {
+            let quota = QuotaActor::new();
+            wards.start("Quota", move || quota.clone())
+        },
+        supervisor: supervisor.clone(),
         prepare_turns: Semaphore::new(config.admission.tokenizer_threads),
         stream_limits: StreamLimits {
             stall_timeout: Duration::from_secs(config.server.stall_timeout_s),
@@ -94,11 +98,24 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     let handle = server.handle();
     let running = actix::spawn(server);
     announce(Started { address, model: &name, summary: &summary, access });
-    signals.drain(&services, Duration::from_secs(config.server.drain_timeout_s)).await;
+    tokio::select! {
+        () = signals.drain(&services, Duration::from_secs(config.server.drain_timeout_s)) => {}
+        () = wards.keep(supervisor) => {}
+    }
     handle.stop(true).await;
     store.close().await;
     running.await.map_err(std::io::Error::other)??;
     Ok(())
+}
+
+/// A new one after a death has forgotten what was looked up, and whether the server is still open.
+fn start_auth(wards: &Wards, store: &Store, access: Access, config: &config::Auth) -> Arc<Seat<AuthActor>> {
+    let (store, ttl, max_keys) = (store.clone(), config.cache_ttl_s * 1_000_000, config.max_cached_keys);
+    let mut first = Some(Doorkeeper::new(clock::now_us(), access, ttl, max_keys));
+    wards.start("Auth", move || {
+        let door = first.take().unwrap_or_else(|| Doorkeeper::unsure(access, ttl, max_keys));
+        AuthActor::new(store.clone(), door)
+    })
 }
 
 fn bind(config: &Config) -> Result<Bound, ServeError> {

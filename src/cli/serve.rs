@@ -5,12 +5,14 @@ use super::progress::Progress;
 use super::{Exit, Failure};
 use crate::app::engine::EngineError;
 use crate::app::{self, ServeError, Started};
-use crate::base::telemetry;
+use crate::base::{faults, panics, telemetry};
 use crate::gate::auth::Access;
 
 pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = args.load()?;
     let _telemetry = telemetry::install(&config.telemetry).map_err(|e| Failure::new(Exit::Usage, e))?;
+    panics::install();
+    faults::start().map_err(|e| Failure::new(Exit::Usage, e))?;
     let mut progress = Progress::new();
     let bar = std::cell::RefCell::new(&mut progress);
     let mut show = |stage, done, total| bar.borrow_mut().show(stage, done, total);

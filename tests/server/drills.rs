@@ -1,5 +1,7 @@
 //! When the engine goes wrong: requests end with an honest error, nothing internal is told, and the server goes on.
 
+mod panics;
+
 use serde_json::{Value, json};
 
 use crate::fixture::{CHAT, COMPLETIONS, Launch, Server, chat, choice_text, completion, eventually, with};

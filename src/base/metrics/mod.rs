@@ -33,6 +33,7 @@ pub struct Metrics {
     pub streams_open: Gauge,
     pub stream_stalls: Counter,
     pub permits_in_use: Gauge,
+    pub panics: Counter,
 }
 
 /// Handles of one lane.
@@ -104,6 +105,7 @@ impl Metrics {
             streams_open: gauge(&table::STREAMS_OPEN),
             stream_stalls: counter(&table::STREAM_STALLS),
             permits_in_use: gauge(&table::PERMITS_IN_USE),
+            panics: counter(&table::PANICS),
             recorder,
         }
     }
@@ -123,6 +125,11 @@ impl Metrics {
     /// A request was refused by a limit of its key: `rpm`, `tpm` or `concurrency`.
     pub fn quota_refused(&self, limit: &'static str) {
         self.recorder.register_counter(&key(&table::QUOTA_REFUSALS, &[limit]), &METADATA).increment(1);
+    }
+
+    /// An actor had died and was started again.
+    pub fn restarted(&self, actor: &'static str) {
+        self.recorder.register_counter(&key(&table::RESTARTS, &[actor]), &METADATA).increment(1);
     }
 
     pub fn lane(&self, lane: usize) -> LaneMetrics {

@@ -121,12 +121,14 @@ impl FakeExecutor {
     }
 
     /// What the drill keys ask for at this step.
-    fn drill(&self) -> Result<(), ExecError> {
+    fn drill(&self, plan: &StepPlan) -> Result<(), ExecError> {
         let is_now = |step: Option<u64>| step == Some(self.num_steps);
         if is_now(self.spec.wedge_at_step) {
             std::thread::sleep(Duration::from_millis(self.spec.wedge_ms));
         }
         assert!(!is_now(self.spec.panic_at_step), "drill: panic_at_step={}", self.num_steps);
+        let poison = |&token: &u32| self.spec.panic_on_token == Some(token.into());
+        assert!(!plan.rows.iter().any(|rows| rows.tokens.iter().any(poison)), "drill: panic_on_token");
         if is_now(self.spec.fail_at_step) {
             return Err(ExecError::Failed(format!("drill: fail_at_step={}", self.num_steps)));
         }
@@ -142,7 +144,7 @@ impl Executor for FakeExecutor {
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError> {
         let started = Instant::now();
         self.num_steps += 1;
-        self.drill()?;
+        self.drill(plan)?;
         let output = self.compute(plan)?;
         wait_until(started, Duration::from_micros(output.elapsed_us));
         Ok(output)

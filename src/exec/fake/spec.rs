@@ -18,6 +18,8 @@ pub struct FakeSpec {
     /// Drills, by the executor's own count of steps, from 1.
     pub panic_at_step: Option<u64>,
     pub fail_at_step: Option<u64>,
+    /// Every step that computes this token panics.
+    pub panic_on_token: Option<u64>,
     /// That step takes `wedge_ms` longer.
     pub wedge_at_step: Option<u64>,
     pub wedge_ms: u64,
@@ -37,13 +39,14 @@ pub enum FakeSpecError {
     Value { key: &'static str, value: String, allowed: &'static str },
 }
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "prefill_us_per_token",
     "decode_us_per_step",
     "decode_us_per_seq",
     "vocab",
     "panic_at_step",
     "fail_at_step",
+    "panic_on_token",
     "wedge_at_step",
     "wedge_ms",
 ];
@@ -62,6 +65,7 @@ impl Default for FakeSpec {
             vocab: 1024,
             panic_at_step: None,
             fail_at_step: None,
+            panic_on_token: None,
             wedge_at_step: None,
             wedge_ms: 60_000,
         }
@@ -100,6 +104,9 @@ impl FakeSpec {
             "vocab" => self.vocab = whole(known, value, 2..=1 << 20, "a whole number from 2 to 1048576")? as u32,
             "wedge_ms" => {
                 self.wedge_ms = whole(known, value, 0..=MAX_WEDGE_MS, "whole milliseconds from 0 to 3600000")?;
+            }
+            "panic_on_token" => {
+                self.panic_on_token = Some(whole(known, value, 0..=u64::from(u32::MAX), "the number of a token")?);
             }
             _ => {
                 let step = Some(whole(known, value, 1..=u64::MAX, "the number of a step, from 1")?);
@@ -147,6 +154,7 @@ impl fmt::Display for FakeSpec {
             (self.vocab != default.vocab).then(|| self.vocab.to_string()),
             step(self.panic_at_step),
             step(self.fail_at_step),
+            step(self.panic_on_token),
             step(self.wedge_at_step),
             (self.wedge_ms != default.wedge_ms).then(|| self.wedge_ms.to_string()),
         ];

@@ -1,0 +1,138 @@
+//! A lane's two posts: what it takes to start its scheduler and its executor, and to start them again.
+//!
+//! Owns their threads and the device. Never decides when: that is the supervisor's.
+//!
+//! Invariant: the device outlives every actor that runs steps on it; weights are loaded once.
+
+use std::sync::Arc;
+
+use actix::{Actor, Arbiter, Context};
+
+use super::events::Sink;
+use super::executor::{Device, ExecutorActor};
+use super::lanes::Lanes;
+use super::messages::Submit;
+use super::scheduler::SchedulerActor;
+use super::supervisor::Ward;
+use crate::exec::Executor;
+use crate::sched::job::Job;
+use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
+
+/// Bounds the mailbox of a scheduler. Submissions wait for room, so this is no limit on requests (permits are).
+const SCHEDULER_MAILBOX: usize = 256;
+
+pub struct SchedulerPost {
+    index: usize,
+    config: LaneConfig,
+    steal_window: usize,
+    arbiter: Arbiter,
+    lanes: Arc<Lanes>,
+}
+
+impl SchedulerPost {
+    /// Starts a lane's scheduler on a thread of its own; `window` is known to `lanes` already.
+    pub fn start(
+        index: usize,
+        config: LaneConfig,
+        window: StealWindow<Sink>,
+        steal_window: usize,
+        lanes: &Arc<Lanes>,
+    ) -> Result<Self, LaneConfigError> {
+        let lane = Lane::new(config.clone())?;
+        let post = Self { index, config, steal_window, arbiter: Arbiter::new(), lanes: lanes.clone() };
+        post.install(lane, window);
+        Ok(post)
+    }
+
+    fn install(&self, lane: Lane<Sink>, window: StealWindow<Sink>) {
+        let (index, lanes) = (self.index, self.lanes.clone());
+        let address = Actor::start_in_arbiter(&self.arbiter.handle(), move |ctx: &mut Context<_>| {
+            ctx.set_mailbox_capacity(SCHEDULER_MAILBOX);
+            SchedulerActor::new(index, lane, window, lanes)
+        });
+        self.lanes.scheduler(self.index).install(address);
+    }
+
+    /// Jobs that stood in the dead scheduler's window go to whatever lane lives; where none does they drop, and their
+    /// sinks tell.
+    fn rehouse(&self, orphans: Vec<Job<Sink>>) {
+        let lanes = self.lanes.clone();
+        actix::spawn(async move {
+            for job in orphans {
+                if let Some((_, address)) = lanes.place(&job) {
+                    let _ = address.send(Submit(job)).await;
+                }
+            }
+        });
+    }
+}
+
+impl Ward for SchedulerPost {
+    fn actor(&self) -> &'static str {
+        "Scheduler"
+    }
+
+    fn lane(&self) -> Option<usize> {
+        Some(self.index)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.lanes.scheduler(self.index).is_alive()
+    }
+
+    fn start_again(&mut self) {
+        let window = StealWindow::new(self.steal_window);
+        let orphans = self.lanes.replace_window(self.index, window.stealer());
+        match Lane::new(self.config.clone()) {
+            Ok(lane) => self.install(lane, window),
+            // It was built from the same limits before.
+            Err(e) => tracing::error!(lane = self.index, error = %e, "the lane cannot be built again"),
+        }
+        self.rehouse(orphans);
+    }
+
+    fn give_up(&mut self) {
+        let empty = StealWindow::new(0);
+        self.rehouse(self.lanes.replace_window(self.index, empty.stealer()));
+    }
+}
+
+pub struct ExecutorPost {
+    index: usize,
+    device: Device,
+    arbiter: Arbiter,
+    lanes: Arc<Lanes>,
+}
+
+impl ExecutorPost {
+    /// Starts a lane's executor on a thread of its own.
+    pub fn start(index: usize, executor: Box<dyn Executor>, lanes: &Arc<Lanes>) -> Self {
+        let post = Self { index, device: Device::new(executor), arbiter: Arbiter::new(), lanes: lanes.clone() };
+        post.install();
+        post
+    }
+
+    fn install(&self) {
+        let device = self.device.clone();
+        let address = Actor::start_in_arbiter(&self.arbiter.handle(), |_| ExecutorActor::new(device));
+        self.lanes.executor(self.index).install(address);
+    }
+}
+
+impl Ward for ExecutorPost {
+    fn actor(&self) -> &'static str {
+        "Executor"
+    }
+
+    fn lane(&self) -> Option<usize> {
+        Some(self.index)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.lanes.executor(self.index).is_alive()
+    }
+
+    fn start_again(&mut self) {
+        self.install();
+    }
+}
