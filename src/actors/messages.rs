@@ -188,8 +188,6 @@ pub struct LaneReport {
     pub stats: LaneStats,
     /// Age of the step in flight.
     pub step_age: Option<Duration>,
-    /// `free + cached + held == total` and every table consistent.
-    pub check: Result<(), String>,
 }
 
 // ── executor ───────────────────────────────────────────────────────────────────────────────────────

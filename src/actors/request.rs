@@ -59,9 +59,28 @@ pub struct RequestActor {
 }
 
 impl RequestActor {
-    pub fn new(services: Arc<Services>, principal: Arc<Principal>, outlet: OutletWriter, span: tracing::Span) -> Self {
+    /// Starts one; a drain knows of it from now on.
+    pub fn begin(
+        services: Arc<Services>,
+        principal: Arc<Principal>,
+        outlet: OutletWriter,
+        span: tracing::Span,
+    ) -> Addr<Self> {
+        let (id, shared) = (services.live.next_id(), services.clone());
+        let address = Self::new(id, services, principal, outlet, span).start();
+        shared.live.enter(id, address.clone());
+        address
+    }
+
+    fn new(
+        id: LiveId,
+        services: Arc<Services>,
+        principal: Arc<Principal>,
+        outlet: OutletWriter,
+        span: tracing::Span,
+    ) -> Self {
         Self {
-            id: services.live.next_id(),
+            id,
             services,
             principal,
             span,
@@ -110,6 +129,8 @@ impl RequestActor {
             started: Vec::new(),
             began_us: self.began_us,
             state: State::Open,
+            overflow: None,
+            _open: self.services.live.open_stream(),
             _alive: alive,
         };
         self.stream = Some(stream.start());
@@ -230,11 +251,11 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
         .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes))
         .await?;
     check(&services, &generation)?;
-    let prompt_tokens: usize = generation.prompts.iter().map(|p| p.len()).sum();
+    // Before the quota: a request that is refused for want of room is charged for nothing.
+    permit.queue_tokens(generation.prompts.iter().map(|p| p.len()).sum())?;
     let tokens = reservation(&services, &principal, &generation);
     let reserve = services.quota.ask(Reserve { principal, tokens });
     let lease = reserve.instrument(tracing::info_span!("reserve", tokens)).await??;
-    permit.queue_tokens(prompt_tokens)?;
     Ok(Admitted { generation, permit, lease, deadline_us })
 }
 
@@ -247,12 +268,10 @@ fn check(services: &Services, generation: &Generation) -> Result<(), Error> {
 }
 
 fn reservation(services: &Services, principal: &Principal, generation: &Generation) -> u64 {
-    let one = |prompt: &Tokens| {
-        let (len, max) = (prompt.len() as u64, generation.max_tokens.map(u64::from));
-        let room = u64::from(services.model.max_new_tokens(prompt.len()));
-        tokens_to_reserve(len, u64::from(generation.num_choices), max, room, &principal.limits)
-    };
-    generation.prompts.iter().map(one).sum()
+    let room = |prompt: &Tokens| u64::from(services.model.max_new_tokens(prompt.len()));
+    let prompts = generation.prompts.iter().map(|prompt| (prompt.len() as u64, room(prompt)));
+    let max_tokens = generation.max_tokens.map(u64::from);
+    tokens_to_reserve(prompts, u64::from(generation.num_choices), max_tokens, &principal.limits)
 }
 
 async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
@@ -260,7 +279,12 @@ async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> R
     if input_bytes <= PREPARE_INLINE_BYTES {
         return prepare();
     }
-    let _turn = services.prepare_turns.acquire().await.map_err(Error::internal)?;
+    let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
+    // The turn goes along: work that has begun is not stopped when its client leaves.
+    let prepare = move || {
+        let _turn = turn;
+        prepare()
+    };
     actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)?
 }
 
@@ -279,7 +303,13 @@ impl Actor for RequestActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.services.live.enter(self.id, ctx.address());
+        // A client that leaves before there is a stream takes everything with it, also when `Begin` was dropped unread.
+        let Some(outlet) = &self.outlet else { return };
+        ctx.spawn(outlet.reader_gone().into_actor(self).map(|(), request, ctx| {
+            if request.stream.is_none() {
+                ctx.stop();
+            }
+        }));
     }
 }
 
@@ -293,7 +323,11 @@ impl Handler<Begin> for RequestActor {
             if request.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {
                 return Err(Error::cancelled());
             }
-            Ok(request.launch(admitted?, ctx))
+            let admitted = admitted?;
+            if request.services.live.is_over() {
+                return Err(Error::draining(1));
+            }
+            Ok(request.launch(admitted, ctx))
         });
         Box::pin(launched.then(|launched, request, _| {
             let services = request.services.clone();

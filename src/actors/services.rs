@@ -1,7 +1,7 @@
 //! What a request needs from the rest of the process, in one place: made by `app`, shared by every HTTP worker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::Addr;
@@ -16,6 +16,7 @@ use super::request::RequestActor;
 use super::seat::Seat;
 use super::stream::StreamLimits;
 use super::supervisor::SupervisorActor;
+use crate::base::metrics::{Held, metrics};
 use crate::gate::admission::Admission;
 use crate::route::ServedModel;
 
@@ -27,7 +28,7 @@ pub struct Services {
     pub quota: Arc<Seat<QuotaActor>>,
     pub supervisor: Arc<Seat<SupervisorActor>>,
     /// As many preparations at once as there are tokenizer threads.
-    pub prepare_turns: Semaphore,
+    pub prepare_turns: Arc<Semaphore>,
     pub stream_limits: StreamLimits,
     pub timeouts: Timeouts,
     pub live: LiveRequests,
@@ -46,12 +47,28 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LiveId(u64);
 
-/// Every request actor alive, so that a drain can wait for them and then end them.
+/// Every request actor alive and every answer being sent, so that a drain can wait for them and then end them.
 #[derive(Default)]
 pub struct LiveRequests {
     next: AtomicU64,
     requests: DashMap<LiveId, Addr<RequestActor>>,
+    /// An answer that is finished may still be on its way to a slow reader.
+    streams: Arc<AtomicUsize>,
     draining: AtomicBool,
+    /// The drain's limit has passed.
+    over: AtomicBool,
+}
+
+/// Counts an answer from its beginning until its reader has it, or is gone.
+pub struct OpenStream {
+    streams: Arc<AtomicUsize>,
+    _shown: Held,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl LiveRequests {
@@ -67,12 +84,18 @@ impl LiveRequests {
         self.requests.remove(&id);
     }
 
+    pub fn open_stream(&self) -> OpenStream {
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        OpenStream { streams: self.streams.clone(), _shown: Held::new(&metrics().streams_open) }
+    }
+
     pub fn len(&self) -> usize {
         self.requests.len()
     }
 
+    /// Whether every request has ended and every answer has been taken.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.requests.is_empty() && self.streams.load(Ordering::SeqCst) == 0
     }
 
     /// From now on new requests are refused.
@@ -84,8 +107,14 @@ impl LiveRequests {
         self.draining.load(Ordering::SeqCst)
     }
 
+    /// Whether what has not begun yet must not begin any more.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
     /// Ends every live request with an error event.
     pub fn shut_down(&self) {
+        self.over.store(true, Ordering::SeqCst);
         for request in &self.requests {
             let _ = request.value().try_send(Shutdown);
         }

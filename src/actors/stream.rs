@@ -19,6 +19,7 @@ use super::lanes::Lanes;
 use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Usage};
 use super::outlet::OutletWriter;
 use super::request::RequestActor;
+use super::services::OpenStream;
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
 use crate::base::{clock, faults};
@@ -48,6 +49,9 @@ pub struct StreamActor {
     pub(super) started: Vec<usize>,
     pub(super) began_us: u64,
     pub(super) state: State,
+    /// Bytes of a backlog beyond the bound, until it is looked at again.
+    pub(super) overflow: Option<usize>,
+    pub(super) _open: OpenStream,
     /// Its owner sees it drop, however the stream ends.
     pub(super) _alive: oneshot::Sender<()>,
 }
@@ -60,9 +64,17 @@ pub(super) enum State {
     Left,
     /// This error ends the stream once the lanes have let go.
     Failing(Error),
-    /// The last item was put; the reader may not have taken it yet.
+    /// The reader has been told that the server goes down; the lanes are letting go.
+    Failed,
+    /// The owner is being told of the end.
+    Ending,
+    /// The owner was told and the last item was put; the reader may not have taken it yet.
     Ended,
 }
+
+/// How long a backlog beyond the bound may take to shrink: much longer than a reader that reads waits for its turn on the
+/// HTTP worker.
+const OVERFLOW_GRACE: Duration = Duration::from_millis(250);
 
 impl StreamActor {
     fn unfinished(&self) -> bool {
@@ -140,12 +152,23 @@ impl StreamActor {
         }
     }
 
-    /// What an earlier batch left is what the reader did not take. (One batch alone may be larger than the bound: the
-    /// log-probabilities of a long prompt come at once.)
-    fn bound_backlog(&mut self) {
-        if self.state == State::Open && self.outlet.backlog().0 > self.limits.max_buffer_bytes {
-            self.cut("the buffer is full");
+    /// A backlog beyond the bound that does not shrink is a reader's fault; one that does came in one piece (the
+    /// log-probabilities of a long prompt) or stood before a reader that had no turn yet. Before the first item is
+    /// taken the response has not begun.
+    fn bound_backlog(&mut self, ctx: &mut Context<Self>) {
+        let (bytes, taken) = self.outlet.backlog();
+        let is_over = bytes > self.limits.max_buffer_bytes && taken > 0 && self.state == State::Open;
+        if !is_over || self.overflow.is_some() {
+            return;
         }
+        self.overflow = Some(bytes);
+        ctx.run_later(OVERFLOW_GRACE, |stream, ctx| {
+            let before = stream.overflow.take();
+            if stream.state == State::Open && before.is_some_and(|before| stream.outlet.backlog().0 >= before) {
+                return stream.cut("the buffer is full");
+            }
+            stream.bound_backlog(ctx);
+        });
     }
 
     /// One message for all prompts of a batch: one for each could fill the owner's mailbox.
@@ -170,11 +193,11 @@ impl StreamActor {
         let mut taken_before = None;
         ctx.run_interval(self.limits.stall_timeout, move |stream, ctx| {
             let (bytes, taken) = stream.outlet.backlog();
-            let is_ended = stream.state == State::Ended;
+            let is_ended = matches!(stream.state, State::Ending | State::Ended);
             let is_due = bytes > 0 || is_ended;
             if is_due && taken_before == Some(taken) {
                 stream.cut("nothing was read for server.stall_timeout_s");
-                if is_ended {
+                if stream.state == State::Ended {
                     ctx.stop();
                 }
             }
@@ -183,8 +206,9 @@ impl StreamActor {
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Ended => return,
+        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ending) {
+            state @ (State::Ending | State::Ended) => return self.state = state,
+            State::Failed => (None, Outcome::Failed),
             State::Open => (Some(Item::End(self.usage)), Outcome::Done),
             State::Left => (None, Outcome::Cancelled),
             State::Failing(error) => {
@@ -195,8 +219,10 @@ impl StreamActor {
             }
         };
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
+        // Until then this actor must not stop: actix skips a message whose sender does not wait for the answer.
         let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
+            stream.state = State::Ended;
             if let Some(item) = last {
                 stream.outlet.put(item);
             }
@@ -211,18 +237,14 @@ impl Actor for StreamActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        metrics().streams_open.increment(1.0);
         let gone = self.outlet.reader_gone();
         ctx.spawn(gone.into_actor(self).map(|(), stream, ctx| match stream.state {
             State::Ended => ctx.stop(),
+            State::Ending => {}
             _ => stream.abandon(State::Left),
         }));
         self.watch_reader(ctx);
         self.queue.attach(ctx.address().recipient());
-    }
-
-    fn stopped(&mut self, _: &mut Self::Context) {
-        metrics().streams_open.decrement(1.0);
     }
 }
 
@@ -231,7 +253,6 @@ impl Handler<EventsReady> for StreamActor {
 
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
         faults::hit("Stream.EventsReady");
-        self.bound_backlog();
         let batch = self.queue.take();
         let mut events = batch.events.into_iter().peekable();
         while let Some((request, event)) = events.next() {
@@ -239,6 +260,7 @@ impl Handler<EventsReady> for StreamActor {
             self.on_event(request, event, next.as_ref());
         }
         self.tell_started(ctx);
+        self.bound_backlog(ctx);
         if batch.closed && self.unfinished() {
             self.abandon(State::Failing(Error::internal("the lane died with the request")));
             self.choices.iter_mut().for_each(|c| c.released = true);
@@ -254,6 +276,10 @@ impl Handler<Shutdown> for StreamActor {
 
     fn handle(&mut self, _: Shutdown, _: &mut Self::Context) {
         faults::hit("Stream.Shutdown");
-        self.abandon(State::Failing(Error::draining(1)));
+        // Said at once: a lane may be in a long step, and the process will not wait for it.
+        if self.state == State::Open {
+            self.outlet.put(Item::Error(Error::draining(1)));
+            self.abandon(State::Failed);
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use actix::Actor;
 use actix_web::{HttpRequest, web};
 
 use super::connection::Connection;
@@ -43,7 +42,11 @@ pub async fn begin(
         reader.on_cut(move || connection.close());
     }
     let span = tracing::info_span!("request", id = &*request_id.0, route = http.path());
-    let actor = RequestActor::new(services.clone().into_inner(), principal, writer, span).start();
+    let actor = RequestActor::begin(services.clone().into_inner(), principal, writer, span);
+    // Again, now that the drain would wait for it: otherwise it might stop the server under this request.
+    if services.live.is_draining() {
+        return Err(Error::draining(DRAIN_RETRY_AFTER_S));
+    }
     let accepted = actor.send(Begin { prepare, input_bytes, timeout }).await.map_err(Error::internal)??;
     Ok(Running { reader, prompts: accepted.prompts })
 }

@@ -46,6 +46,11 @@ pub async fn in_pool<T: Send + 'static>(
     services: &Services,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let _turn = services.prepare_turns.acquire().await.map_err(Error::internal)?;
-    web::block(|| panics::caught(work)).await.map_err(Error::internal)?
+    let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
+    // The turn goes along: work that has begun is not stopped when its client leaves.
+    let work = move || {
+        let _turn = turn;
+        panics::caught(work)
+    };
+    web::block(work).await.map_err(Error::internal)?
 }

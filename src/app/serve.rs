@@ -78,7 +78,7 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
             wards.start("Quota", move || quota.clone())
         },
         supervisor: supervisor.clone(),
-        prepare_turns: Semaphore::new(config.admission.tokenizer_threads),
+        prepare_turns: Arc::new(Semaphore::new(config.admission.tokenizer_threads)),
         stream_limits: StreamLimits {
             stall_timeout: Duration::from_secs(config.server.stall_timeout_s),
             max_buffer_bytes: config.server.max_stream_buffer_bytes,

@@ -34,6 +34,7 @@ pub struct Metrics {
     pub stream_stalls: Counter,
     pub permits_in_use: Gauge,
     pub panics: Counter,
+    pub book_errors: Counter,
 }
 
 /// Handles of one lane.
@@ -106,6 +107,7 @@ impl Metrics {
             stream_stalls: counter(&table::STREAM_STALLS),
             permits_in_use: gauge(&table::PERMITS_IN_USE),
             panics: counter(&table::PANICS),
+            book_errors: counter(&table::BOOK_ERRORS),
             recorder,
         }
     }

@@ -72,6 +72,7 @@ mod rows {
     pub const PERMITS_IN_USE: Metric = row("garrick_permits_in_use", Gauge, Unit::Count, &[], "Requests inside, waiting or running.");
     pub const QUOTA_REFUSALS: Metric = row("garrick_quota_refusals_total", Counter, Unit::Count, &["limit"], "Requests refused by a limit of their key.");
     pub const PANICS: Metric = row("garrick_panics_total", Counter, Unit::Count, &[], "Panics, wherever they were caught: each is a defect, and in the log.");
+    pub const BOOK_ERRORS: Metric = row("garrick_book_errors_total", Counter, Unit::Count, &[], "Lanes that fell idle with KV block counts that do not add up: each is a defect, and in the log.");
     pub const RESTARTS: Metric = row("garrick_actor_restarts_total", Counter, Unit::Count, &["actor"], "Long-lived actors that died and were started again.");
 }
 pub use rows::*;
@@ -101,5 +102,6 @@ pub const TABLE: &[&Metric] = &[
     &PERMITS_IN_USE,
     &QUOTA_REFUSALS,
     &PANICS,
+    &BOOK_ERRORS,
     &RESTARTS,
 ];

@@ -40,7 +40,12 @@ impl KeyCache {
         self.known.remove(&hash);
         self.unknown.remove(&hash);
         let shelf = if matches!(verdict, Verdict::Known(_)) { &mut self.known } else { &mut self.unknown };
-        shelf.put(now, until, hash, verdict);
+        shelf.put(until, hash, verdict);
+    }
+
+    /// Whether this was a good key when the store was last asked, however long ago.
+    pub fn was_known(&self, hash: &KeyHash) -> bool {
+        self.known.entries.contains_key(hash)
     }
 
     pub fn forget(&mut self, key_id: &str) {
@@ -73,15 +78,12 @@ impl Shelf {
         self.entries.get(hash).filter(|(until, _)| now < *until).map(|(_, verdict)| verdict)
     }
 
-    /// `hash` is not there. Drops what has ended, and the oldest when there is no room.
-    fn put(&mut self, now: Micros, until: Micros, hash: KeyHash, verdict: Verdict) {
-        while let Some(oldest) = self.order.front() {
-            let ended = self.entries.get(oldest).is_none_or(|(until, _)| *until <= now);
-            if !ended && self.entries.len() < self.max {
-                break;
-            }
-            self.entries.remove(oldest);
-            self.order.pop_front();
+    /// `hash` is not there. Drops the oldest when there is no room.
+    fn put(&mut self, until: Micros, hash: KeyHash, verdict: Verdict) {
+        while self.entries.len() >= self.max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
         }
         self.entries.insert(hash, (until, verdict));
         self.order.push_back(hash);

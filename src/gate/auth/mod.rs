@@ -172,6 +172,12 @@ impl Doorkeeper {
         }
     }
 
+    /// Whether the question is about a key that was good when it was last asked about: it goes before the others, so that
+    /// a flood of made-up keys shuts nobody out.
+    pub fn was_known(&self, question: &Question) -> bool {
+        matches!(question, Question::Key(hash) if self.cache.was_known(hash))
+    }
+
     /// Takes the store's word and decides the request that it was asked for. Asks at most one further question.
     pub fn learn(&mut self, now: Micros, found: &Found, secret: Option<&str>) -> Answer {
         match found {

@@ -78,18 +78,22 @@ impl From<QuotaError> for Error {
     }
 }
 
-/// Tokens to reserve for a request: its prompt (`num_prompt`, shared by the choices) and for each of `num_choices` the
-/// output that it asked for (`max_tokens`), or else [`UNBOUNDED_OUTPUT_TOKENS`] within the `room` that the context
-/// leaves. A request that did not bound its output is never too large for tpm because of it.
+/// Tokens to reserve for a request: its prompts (each a number of tokens, and the room that the context leaves behind
+/// it), shared by the choices, and for each of `num_choices` the output that it asked for (`max_tokens`), or else
+/// [`UNBOUNDED_OUTPUT_TOKENS`], within that room. A request that did not bound its output is never too large for tpm
+/// because of it.
 pub fn tokens_to_reserve(
-    num_prompt: u64,
+    prompts: impl IntoIterator<Item = (u64, u64)>,
     num_choices: u64,
     max_tokens: Option<u64>,
-    room: u64,
     limits: &Limits,
 ) -> u64 {
-    let output = max_tokens.unwrap_or(UNBOUNDED_OUTPUT_TOKENS).min(room);
-    let tokens = num_prompt.saturating_add(output.saturating_mul(num_choices));
+    let (mut tokens, mut num_prompt) = (0u64, 0u64);
+    for (len, room) in prompts {
+        let output = max_tokens.unwrap_or(UNBOUNDED_OUTPUT_TOKENS).min(room);
+        num_prompt = num_prompt.saturating_add(len);
+        tokens = tokens.saturating_add(len).saturating_add(output.saturating_mul(num_choices));
+    }
     match (max_tokens, limits.tpm) {
         (None, Some(tpm)) => tokens.min(tpm.max(num_prompt)),
         _ => tokens,

@@ -111,13 +111,16 @@ fn keys_do_not_share_and_idle_ones_are_forgotten() {
 fn output_that_nobody_bounded_is_reserved_in_part() {
     let none = Limits::default();
     let tpm = |n| Limits { tpm: Some(n), ..none };
-    assert_eq!(tokens_to_reserve(10, 2, Some(50), 4000, &none), 110);
-    assert_eq!(tokens_to_reserve(10, 1, Some(50), 20, &none), 30, "the context ends earlier");
-    assert_eq!(tokens_to_reserve(10, 1, None, 100_000, &none), 10 + UNBOUNDED_OUTPUT_TOKENS);
-    assert_eq!(tokens_to_reserve(10, 1, None, 100_000, &tpm(100)), 100);
-    assert_eq!(tokens_to_reserve(10, 1, Some(500), 100_000, &tpm(100)), 510, "asked for, so refused");
-    assert_eq!(tokens_to_reserve(200, 1, None, 100_000, &tpm(100)), 200, "the prompt alone is too large");
-    assert_eq!(tokens_to_reserve(u64::MAX, 2, Some(u64::MAX), u64::MAX, &none), u64::MAX);
+    assert_eq!(tokens_to_reserve([(10, 4000)], 2, Some(50), &none), 110);
+    assert_eq!(tokens_to_reserve([(10, 20)], 1, Some(50), &none), 30, "the context ends earlier");
+    assert_eq!(tokens_to_reserve([(10, 100_000)], 1, None, &none), 10 + UNBOUNDED_OUTPUT_TOKENS);
+    assert_eq!(tokens_to_reserve([(10, 100_000)], 1, None, &tpm(100)), 100);
+    assert_eq!(tokens_to_reserve([(10, 100_000)], 1, Some(500), &tpm(100)), 510, "asked for, so refused");
+    assert_eq!(tokens_to_reserve([(200, 100_000)], 1, None, &tpm(100)), 200, "the prompt alone is too large");
+    let three = [(10, 4000); 3];
+    assert_eq!(tokens_to_reserve(three, 1, None, &tpm(2000)), 2000, "of all prompts together");
+    assert_eq!(tokens_to_reserve(three, 2, Some(5), &tpm(2000)), 60);
+    assert_eq!(tokens_to_reserve([(u64::MAX, u64::MAX)], 2, Some(u64::MAX), &none), u64::MAX);
 }
 
 #[derive(Debug, Clone)]
