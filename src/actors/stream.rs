@@ -48,6 +48,8 @@ pub struct StreamActor {
     pub(super) started: Vec<usize>,
     pub(super) began_us: u64,
     pub(super) state: State,
+    /// The owner has had the last word.
+    pub(super) is_told: bool,
     /// Its owner sees it drop, however the stream ends.
     pub(super) _alive: oneshot::Sender<()>,
 }
@@ -197,6 +199,7 @@ impl StreamActor {
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
         let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
+            stream.is_told = true;
             if let Some(item) = last {
                 stream.outlet.put(item);
             }
@@ -214,7 +217,9 @@ impl Actor for StreamActor {
         metrics().streams_open.increment(1.0);
         let gone = self.outlet.reader_gone();
         ctx.spawn(gone.into_actor(self).map(|(), stream, ctx| match stream.state {
-            State::Ended => ctx.stop(),
+            // Before that it must not stop: a message whose sender is gone is not delivered.
+            State::Ended if stream.is_told => ctx.stop(),
+            State::Ended => {}
             _ => stream.abandon(State::Left),
         }));
         self.watch_reader(ctx);

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::body::Body;
 use super::edge;
 use super::error::ApiError;
 use super::generate::{self, Answer};
@@ -18,11 +19,7 @@ use crate::route::ServedModel;
 use crate::sample::TokenLogprobs;
 use crate::sched::plan::Tokens;
 
-pub async fn create(
-    http: HttpRequest,
-    services: web::Data<Services>,
-    body: web::Bytes,
-) -> Result<HttpResponse, ApiError> {
+pub async fn create(http: HttpRequest, services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let mut request = CompletionRequest::parse(&body, services.model.vocab_size as u32)?;
     prompt::check_model(&services.model, &request.model)?;
     let streaming = request.streaming;
