@@ -41,7 +41,7 @@ fn prepare(services: &web::Data<Services>, request: ChatRequest) -> Prepare {
     let model = services.model.clone();
     Box::new(move || {
         let text = prompt::render(&model, request.messages, None, &request.template)?;
-        let tokens = prompt::encode(&model, &text, false)?;
+        let tokens = prompt::encode_to_run(&model, &text, false)?;
         prompt::generation(&model, request.sampling, vec![tokens])
     })
 }

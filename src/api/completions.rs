@@ -57,7 +57,7 @@ fn prepare(services: &web::Data<Services>, request: CompletionRequest) -> Prepar
     let model = services.model.clone();
     Box::new(move || {
         let tokens = |prompt| match prompt {
-            Prompt::Text(text) => prompt::encode(&model, &text, true),
+            Prompt::Text(text) => prompt::encode_to_run(&model, &text, true),
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         let prompts = request.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;

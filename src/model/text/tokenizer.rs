@@ -104,6 +104,13 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Tokens that a text of `num_bytes` has at least, without looking at it: for refusing what is far too long before
+    /// it is tokenised, which takes a hundred times its memory. Normalisation may shorten a text before it is cut up;
+    /// composing its characters (NFC) does so three times at most.
+    pub fn min_tokens(&self, num_bytes: usize) -> usize {
+        num_bytes / (4 * self.0.pieces.max_len)
+    }
+
     fn encode_plain(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
         let encoded = panics::caught(|| self.0.encoder.encode_fast(text, add_special));
         let encoding = encoded.map_err(|panic| TextError::Encode(panic.to_string()))?;

@@ -69,7 +69,7 @@ fn a_full_disk_stops_new_keys_and_nothing_else() {
     let launch = Launch::fake("fake");
     let Some(disk) = SmallDisk::mount(launch.dir().join("disk")) else { return };
     let path = format!("store.path={}", disk.0.join("garrick.db").display());
-    let create = format!("keys create --tenant a --set {path}");
+    let create = format!("keys --set {path} create --tenant a");
     let key = launch.cli(&create).stdout.trim().to_owned();
     let other = launch.cli(&create).stdout.trim().to_owned();
     let launch = launch.set(&path).set("auth.cache_ttl_s=3600").set("auth.metrics_open=true");
@@ -83,7 +83,7 @@ fn a_full_disk_stops_new_keys_and_nothing_else() {
     ask(&server, &key).ok();
     // Reading needs no room.
     ask(&server, &other).ok();
-    let fresh = format!("keys create --tenant a --set store.path={}", disk.0.join("fresh.db").display());
+    let fresh = format!("keys --set store.path={} create --tenant a", disk.0.join("fresh.db").display());
     let failed = server.launch.cli(&fresh);
     assert_eq!(failed.code, INTERNAL, "{failed:?}");
     assert!(failed.stderr.contains("the disk is full; make room"), "{failed:?}");
@@ -119,7 +119,8 @@ fn a_file_that_may_not_grow_is_an_error_with_a_name() {
     // A server that was started before, and cannot write any more: it need not.
     let launch = launch.set("auth.metrics_open=true");
     let key = launch.new_key("");
-    let server = launch.after(TINY).start();
+    // Room for the index of the log (32 KiB), and little more.
+    let server = launch.after("trap '' XFSZ; ulimit -f 128").start();
     ask(&server, &key).ok();
 }
 
