@@ -3,7 +3,6 @@
 //! Never knows what a request is. A panic in a step is caught here and becomes an error of that step. The device itself
 //! belongs to the actor's owner and outlives the actor.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::{Actor, Context, Handler};
@@ -45,10 +44,9 @@ impl Handler<RunStep> for ExecutorActor {
         // The executor may be left with half-written KV and scratch; both are rewritten before they are read again,
         // because the lane recomputes every sequence of a failed step. So a poisoned lock says nothing either.
         let mut executor = self.device.0.lock().unwrap_or_else(PoisonError::into_inner);
-        catch_unwind(AssertUnwindSafe(|| executor.step(&plan))).unwrap_or_else(|panic| {
-            let text = panics::text(&*panic);
-            tracing::error!(step = plan.step, rows = plan.rows.len(), panic = text, "a step panicked");
-            Err(ExecError::Failed(format!("panic: {text}")))
+        panics::caught(|| executor.step(&plan)).unwrap_or_else(|panic| {
+            tracing::error!(step = plan.step, rows = plan.rows.len(), "a step panicked");
+            Err(ExecError::Failed(panic.to_string()))
         })
     }
 }

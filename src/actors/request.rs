@@ -275,7 +275,7 @@ fn reservation(services: &Services, principal: &Principal, generation: &Generati
 }
 
 async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
-    let prepare = || panics::caught(prepare);
+    let prepare = || panics::caught(prepare).map_err(Error::internal).flatten();
     if input_bytes <= PREPARE_INLINE_BYTES {
         return prepare();
     }

@@ -14,7 +14,6 @@ use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WrapFuture};
 use super::events::Sink;
 use super::lanes::Lanes;
 use super::messages::{Inspect, LaneReport, RunStep, Submit, Tick, Wake};
-use super::supervisor::LOOK_EVERY;
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::base::{clock, faults};
 use crate::sched::job::Delivery;
@@ -155,19 +154,15 @@ impl SchedulerActor {
 /// Runs a step to its end, good or bad. An executor that is dead is waited for, within bounds, before the step is told
 /// to have failed: its sequences run again then, and should find one that lives.
 async fn run_step(lanes: Arc<Lanes>, lane: usize, plan: StepPlan) -> Result<StepOutput, String> {
-    let executor = lanes.executor(lane);
-    let gone = match executor.address() {
-        Some(address) => match address.send(RunStep(plan)).await {
-            Ok(outcome) => return outcome.map_err(|e| e.to_string()),
-            Err(e) => e.to_string(),
-        },
-        None => "it was never started".to_owned(),
-    };
-    let deadline = Instant::now() + EXECUTOR_RETURN;
-    while !executor.is_alive() && Instant::now() < deadline {
-        tokio::time::sleep(LOOK_EVERY).await;
+    let seat = lanes.executor(lane);
+    let Some(executor) = seat.address() else { return Err("the executor was never started".to_owned()) };
+    match executor.send(RunStep(plan)).await {
+        Ok(outcome) => outcome.map_err(|e| e.to_string()),
+        Err(e) => {
+            seat.successor(Some(&executor), EXECUTOR_RETURN).await;
+            Err(format!("the executor died: {e}"))
+        }
     }
-    Err(format!("the executor died: {gone}"))
 }
 
 fn deliver(deliveries: Vec<Delivery<Sink>>) {

@@ -2,10 +2,13 @@
 //!
 //! Owns the address. Never starts anything: that is the owner's ([`super::supervisor`]).
 
+use std::time::Duration;
+
 use actix::dev::ToEnvelope;
 use actix::{Actor, Addr, Handler, Message};
 use arc_swap::ArcSwapOption;
 
+use super::supervisor::LOOK_EVERY;
 use crate::base::error::Error;
 
 /// Until a dead actor has been started again, unless it keeps dying.
@@ -33,6 +36,17 @@ impl<A: Actor> Seat<A> {
 
     pub fn is_alive(&self) -> bool {
         self.0.load().as_ref().is_some_and(|address| address.connected())
+    }
+
+    /// Waits, up to `limit`, for a living actor other than `dead`.
+    pub async fn successor(&self, dead: Option<&Addr<A>>, limit: Duration) {
+        let is_there = || self.address().is_some_and(|present| present.connected() && Some(&present) != dead);
+        let wait = async {
+            while !is_there() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, wait).await;
     }
 
     /// Sends and waits for the answer. An actor that is dead, or dies of it, is a `503`: it comes back.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext, Context};
+use metrics::Counter;
 
 use super::events::Sink;
 use super::lanes::Lanes;
@@ -69,11 +70,13 @@ pub struct Wards(Rc<RefCell<Vec<Watched>>>);
 struct Watched {
     ward: Box<dyn Ward>,
     restarts: Restarts,
+    counter: Counter,
 }
 
 impl Watched {
     fn new(ward: impl Ward + 'static) -> Self {
-        Self { ward: Box::new(ward), restarts: Restarts::new(Instant::now()) }
+        let counter = metrics().restarts(ward.actor());
+        Self { ward: Box::new(ward), restarts: Restarts::new(Instant::now()), counter }
     }
 
     fn look(&mut self) {
@@ -87,7 +90,7 @@ impl Watched {
             }
             Verdict::Start => {
                 self.ward.start_again();
-                metrics().restarted(actor);
+                self.counter.increment(1);
                 tracing::info!(actor, lane, "the actor runs again");
             }
             Verdict::GiveUp => {
@@ -119,7 +122,7 @@ impl Wards {
         Ok(lanes)
     }
 
-    /// Starts an actor on this thread. `make` is told whether it is the first time.
+    /// Starts an actor on this thread; `make` makes it, now and again after each death.
     pub fn start<A>(&self, name: &'static str, mut make: impl FnMut() -> A + 'static) -> Arc<Seat<A>>
     where
         A: Actor<Context = Context<A>>,

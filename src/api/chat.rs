@@ -2,6 +2,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::body::Body;
 use super::edge;
 use super::error::ApiError;
 use super::generate::{self, Answer};
@@ -19,11 +20,7 @@ use crate::base::error::{Code, Error};
 use crate::base::id::{self, Kind};
 use crate::route::ServedModel;
 
-pub async fn create(
-    http: HttpRequest,
-    services: web::Data<Services>,
-    body: web::Bytes,
-) -> Result<HttpResponse, ApiError> {
+pub async fn create(http: HttpRequest, services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let request = ChatRequest::parse(&body, services.model.vocab_size as u32)?;
     prompt::check_model(&services.model, &request.model)?;
     let (streaming, num_choices) = (request.streaming, request.sampling.n);
@@ -44,7 +41,7 @@ fn prepare(services: &web::Data<Services>, request: ChatRequest) -> Prepare {
     let model = services.model.clone();
     Box::new(move || {
         let text = prompt::render(&model, request.messages, None, &request.template)?;
-        let tokens = prompt::encode(&model, &text, false)?;
+        let tokens = prompt::encode_to_run(&model, &text, false)?;
         prompt::generation(&model, request.sampling, vec![tokens])
     })
 }
@@ -58,7 +55,7 @@ fn in_chat(error: Error) -> Error {
 }
 
 /// `POST /v1/chat/completions/render`: costs no model time, and may carry tools.
-pub async fn render(services: web::Data<Services>, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn render(services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let request = RenderRequest::parse(&body, services.model.vocab_size as u32)?;
     prompt::check_model(&services.model, &request.chat.model)?;
     let model = services.model.clone();

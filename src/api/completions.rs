@@ -2,6 +2,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
+use super::body::Body;
 use super::edge;
 use super::error::ApiError;
 use super::generate::{self, Answer};
@@ -18,11 +19,7 @@ use crate::route::ServedModel;
 use crate::sample::TokenLogprobs;
 use crate::sched::plan::Tokens;
 
-pub async fn create(
-    http: HttpRequest,
-    services: web::Data<Services>,
-    body: web::Bytes,
-) -> Result<HttpResponse, ApiError> {
+pub async fn create(http: HttpRequest, services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let mut request = CompletionRequest::parse(&body, services.model.vocab_size as u32)?;
     prompt::check_model(&services.model, &request.model)?;
     let streaming = request.streaming;
@@ -60,7 +57,7 @@ fn prepare(services: &web::Data<Services>, request: CompletionRequest) -> Prepar
     let model = services.model.clone();
     Box::new(move || {
         let tokens = |prompt| match prompt {
-            Prompt::Text(text) => prompt::encode(&model, &text, true),
+            Prompt::Text(text) => prompt::encode_to_run(&model, &text, true),
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         let prompts = request.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;

@@ -29,6 +29,7 @@ pub fn status(code: Code) -> StatusCode {
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::Forbidden => StatusCode::FORBIDDEN,
         Code::NotFound | Code::ModelNotFound => StatusCode::NOT_FOUND,
+        Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::Overloaded | Code::Draining | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -46,6 +47,10 @@ pub fn response(error: &Error, request_id: &str) -> HttpResponse {
     }
     if error.code == Code::Unauthenticated {
         response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+    }
+    if error.code == Code::RequestTimeout {
+        // What is left of the body is not waited for.
+        response.force_close();
     }
     response.json(ErrorBody::new(error, request_id))
 }
@@ -70,7 +75,10 @@ mod tests {
             let status = status(code);
             assert!(status.is_client_error() || status.is_server_error(), "{code}");
             if code.retryable() {
-                assert!(status == 429 || status.is_server_error(), "{code} is worth another try but says {status}");
+                assert!(
+                    status == 429 || status == 408 || status.is_server_error(),
+                    "{code} is worth another try but says {status}"
+                );
             }
         }
     }

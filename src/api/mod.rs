@@ -1,5 +1,6 @@
 //! Layer 5: HTTP. Translates between the wire and the actors; decides nothing about models, lanes or quotas.
 
+mod body;
 mod chat;
 mod completions;
 mod connection;

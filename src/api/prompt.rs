@@ -41,6 +41,12 @@ pub fn render(
     })
 }
 
+/// As [`encode`], for a prompt that is to be run: one that is far too long is refused before it costs memory.
+pub fn encode_to_run(model: &ServedModel, text: &str, add_special: bool) -> Result<Vec<TokenId>, Error> {
+    model.fits_text(text.len())?;
+    encode(model, text, add_special)
+}
+
 /// A rendered chat has written its own special tokens; a plain text gets the tokenizer's.
 pub fn encode(model: &ServedModel, text: &str, add_special: bool) -> Result<Vec<TokenId>, Error> {
     faults::hit("text.encode");

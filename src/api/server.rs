@@ -8,6 +8,7 @@ use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
+use super::body::ReadTimeout;
 use super::connection::Connection;
 use super::edge::{self, MaxBody, MetricsOpen};
 use super::error::ApiError;
@@ -43,11 +44,14 @@ impl Bound {
         let metrics_open = web::Data::new(MetricsOpen(edge.metrics_open));
         let max_body_bytes = edge.server.max_body_bytes;
         let max_body = web::Data::new(MaxBody(max_body_bytes));
+        let read_timeout = Duration::from_secs(edge.server.read_timeout_s);
+        let body_timeout = web::Data::new(ReadTimeout(read_timeout));
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(services.clone())
                 .app_data(metrics_open.clone())
                 .app_data(max_body.clone())
+                .app_data(body_timeout.clone())
                 .app_data(web::PayloadConfig::new(max_body_bytes))
                 .wrap(from_fn(edge::authenticate))
                 .wrap(from_fn(edge::identify))
@@ -56,6 +60,8 @@ impl Bound {
         .workers(edge.num_workers)
         .max_connections((edge.server.max_connections / edge.num_workers).max(1))
         .keep_alive(Duration::from_secs(edge.server.keep_alive_s))
+        // For the head; the body has as long again.
+        .client_request_timeout(read_timeout)
         // Else the kernel holds a token's event back until the client has acknowledged the one before: 40 ms with Linux.
         .tcp_nodelay(true)
         // Without this a client that closed while its stream is silent is never noticed.

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 
+use super::body::Body;
 use super::error::ApiError;
 use super::prompt;
 use super::wire::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeInput, TokenizeRequest, TokenizeResponse};
@@ -9,7 +10,7 @@ use crate::actors::services::Services;
 use crate::base::error::Error;
 use crate::base::panics;
 
-pub async fn tokenize(services: web::Data<Services>, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn tokenize(services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let request = TokenizeRequest::parse(&body)?;
     if let Some(asked) = &request.model {
         prompt::check_model(&services.model, asked)?;
@@ -32,7 +33,7 @@ pub async fn tokenize(services: web::Data<Services>, body: web::Bytes) -> Result
     Ok(HttpResponse::Ok().json(TokenizeResponse { count: tokens.len(), max_model_len, tokens: &tokens, token_strs }))
 }
 
-pub async fn detokenize(services: web::Data<Services>, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn detokenize(services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let request = DetokenizeRequest::parse(&body, services.model.vocab_size as u32)?;
     if let Some(asked) = &request.model {
         prompt::check_model(&services.model, asked)?;
@@ -50,7 +51,7 @@ pub async fn in_pool<T: Send + 'static>(
     // The turn goes along: work that has begun is not stopped when its client leaves.
     let work = move || {
         let _turn = turn;
-        panics::caught(work)
+        panics::caught(work).map_err(Error::internal).flatten()
     };
     web::block(work).await.map_err(Error::internal)?
 }

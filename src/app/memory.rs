@@ -54,18 +54,29 @@ pub fn free_bytes() -> Option<u64> {
     let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
     let machine = read("/proc/meminfo").as_deref().and_then(meminfo_available);
     let cgroup = [
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ]
     .into_iter()
-    .find_map(|(limit, used)| Some(number(limit)?.saturating_sub(number(used)?)));
+    .find_map(|(folder, limit, used, cache)| {
+        let (limit, used) = (number(&format!("{folder}/{limit}"))?, number(&format!("{folder}/{used}"))?);
+        // A checkpoint that was just read stands among what is used, but goes as soon as room is needed.
+        let stat = read(&format!("{folder}/memory.stat"));
+        let cached = stat.and_then(|text| value_of(&text, cache)).unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(cached)))
+    });
     machine.into_iter().chain(cgroup).min()
 }
 
 fn meminfo_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    Some(value_of(text, "MemAvailable:")?.saturating_mul(1024))
+}
+
+/// The number behind `name` in lines of names and numbers.
+fn value_of(text: &str, name: &str) -> Option<u64> {
+    let mut words =
+        text.lines().map(str::split_whitespace).find_map(|mut words| (words.next()? == name).then_some(words))?;
+    words.next()?.parse().ok()
 }
 
 #[cfg(test)]

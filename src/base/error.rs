@@ -22,6 +22,8 @@ pub enum Code {
     ModelNotFound,
     /// The body is larger than `server.max_body_bytes`.
     TooLarge,
+    /// The body did not arrive within `server.read_timeout_s`.
+    RequestTimeout,
     /// A limit of this key.
     RateLimited,
     /// A limit of the server: no permit, or too many tokens waiting.
@@ -40,7 +42,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for tables and tests.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::InvalidRequest,
         Code::ContextLengthExceeded,
         Code::Unauthenticated,
@@ -48,6 +50,7 @@ impl Code {
         Code::NotFound,
         Code::ModelNotFound,
         Code::TooLarge,
+        Code::RequestTimeout,
         Code::RateLimited,
         Code::Overloaded,
         Code::DeadlineExceeded,
@@ -67,6 +70,7 @@ impl Code {
             Code::NotFound => "not_found",
             Code::ModelNotFound => "model_not_found",
             Code::TooLarge => "too_large",
+            Code::RequestTimeout => "request_timeout",
             Code::RateLimited => "rate_limited",
             Code::Overloaded => "overloaded",
             Code::DeadlineExceeded => "deadline_exceeded",
@@ -80,7 +84,12 @@ impl Code {
     /// Whether the same request may succeed later without being changed.
     pub const fn retryable(self) -> bool {
         match self {
-            Code::RateLimited | Code::Overloaded | Code::Draining | Code::Unavailable | Code::Internal => true,
+            Code::RequestTimeout
+            | Code::RateLimited
+            | Code::Overloaded
+            | Code::Draining
+            | Code::Unavailable
+            | Code::Internal => true,
             Code::InvalidRequest
             | Code::ContextLengthExceeded
             | Code::Unauthenticated
@@ -184,6 +193,12 @@ impl Error {
     pub fn internal(internal: impl fmt::Display) -> Self {
         Self::new(Code::Internal, "internal error; the server's log has the reason under this request's id")
             .with_internal(internal)
+    }
+
+    /// The body did not arrive within `limit_s`.
+    pub fn read_timeout(limit_s: u64) -> Self {
+        let message = format!("the body did not arrive within {limit_s} s (server.read_timeout_s); send it faster");
+        Self::new(Code::RequestTimeout, message)
     }
 
     pub fn with_param(mut self, param: impl Into<String>) -> Self {

@@ -4,7 +4,6 @@
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 
-use super::error::Error;
 use super::metrics::metrics;
 
 /// Longest text of a panic in the log.
@@ -23,15 +22,19 @@ fn report(panic: &PanicHookInfo) {
     tracing::error!(location, thread = thread.name().unwrap_or_default(), panic = text, "a panic");
 }
 
-/// Runs `work`; a panic in it is its error.
-pub fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|payload| Err(Error::internal(format!("a panic: {}", text(&*payload)))))
+/// A panic that was caught. It has been logged and counted already.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a panic: {0}")]
+pub struct Panic(String);
+
+/// Runs `work`; a panic in it is an error. Whatever `work` was changing must not be used afterwards, or be whole again.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panic(text(&*payload).to_owned()))
 }
 
 /// The text of a panic, short. Slicing a text at a wrong place panics with the text itself (… of `…`), which may be a
 /// prompt: that part is left out, since logs have no prompts.
-pub fn text(payload: &(dyn std::any::Any + Send)) -> &str {
+fn text(payload: &(dyn std::any::Any + Send)) -> &str {
     let whole = whole_text(payload);
     let end = whole.find(" of `").unwrap_or(whole.len());
     &whole[..whole.floor_char_boundary(end.min(MAX_TEXT))]
@@ -61,8 +64,7 @@ mod tests {
         assert_eq!(text(&"b".to_owned()), "b");
         assert_eq!(text(&7), "(no message)");
         assert!(text(&"é".repeat(MAX_TEXT)).len() <= MAX_TEXT);
-        assert_eq!(caught(|| Ok(1)), Ok(1));
-        let error = caught::<()>(|| panic!("at work")).unwrap_err();
-        assert_eq!(error.internal.as_deref(), Some("a panic: at work"));
+        assert_eq!(caught(|| 1), Ok(1));
+        assert_eq!(caught(|| panic!("at {}", "work")).map(|()| 1).unwrap_err().to_string(), "a panic: at work");
     }
 }

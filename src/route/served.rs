@@ -34,6 +34,19 @@ impl ServedModel {
         u32::try_from(self.max_sequence_tokens.saturating_sub(prompt_tokens)).unwrap_or(u32::MAX)
     }
 
+    /// Refuses a text that is too long whatever its tokens are.
+    pub fn fits_text(&self, num_bytes: usize) -> Result<(), Error> {
+        let (least, limit) = (self.tokenizer.min_tokens(num_bytes), self.max_sequence_tokens);
+        if least > limit {
+            let message = format!(
+                "the prompt has {num_bytes} bytes of text, which are more than {least} tokens; the limit is {limit}; \
+                 shorten it"
+            );
+            return Err(Error::context_length("prompt", message));
+        }
+        Ok(())
+    }
+
     /// Refuses a prompt that could never run, naming both numbers.
     pub fn fits(&self, prompt_tokens: usize, max_tokens: Option<u32>, num_choices: u32) -> Result<(), Error> {
         if prompt_tokens == 0 {

@@ -97,6 +97,29 @@ fn actors_md_lists_the_messages_of_the_code() {
     );
 }
 
+/// Every handler begins with a fault point of its own, and every fault point has a drill.
+#[test]
+fn every_handler_can_be_made_to_panic_and_is() {
+    /// Sent by nobody in the process yet.
+    const WITHOUT_DRILL: [&str; 1] = ["Auth.KeyRevoked"];
+    let (mut points, mut wrong) = (BTreeSet::new(), Vec::new());
+    for file in sources() {
+        let hits = file.text.split("faults::hit(\"").skip(1).filter_map(|rest| rest.split('"').next());
+        points.extend(hits.map(str::to_owned));
+    }
+    for (message, told) in messages_of_the_code() {
+        for point in told.to.iter().map(|actor| format!("{actor}.{message}")) {
+            if !points.contains(&point) {
+                wrong.push(format!("{point}: the handler does not begin with `faults::hit(\"{point}\")`"));
+            }
+        }
+    }
+    let drills = page("tests/server/drills/panics.rs");
+    let undrilled = points.iter().filter(|point| !WITHOUT_DRILL.contains(&point.as_str()));
+    wrong.extend(undrilled.filter(|p| !drills.contains(&format!("\"{p}\""))).map(|p| format!("{p}: has no drill")));
+    report(wrong);
+}
+
 #[test]
 fn actors_md_lists_the_cast() {
     let listed: BTreeSet<String> = rows(&page("actors.md"), "## Cast").into_iter().map(|row| row[0].clone()).collect();

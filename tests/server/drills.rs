@@ -1,6 +1,9 @@
 //! When the engine goes wrong: requests end with an honest error, nothing internal is told, and the server goes on.
 
+mod clock;
+mod connections;
 mod panics;
+mod store;
 
 use serde_json::{Value, json};
 

@@ -54,7 +54,7 @@ fn kind(code: Code) -> &'static str {
         Code::Forbidden => "permission_error",
         Code::RateLimited => "rate_limit_error",
         Code::Overloaded | Code::Draining | Code::Unavailable => "service_unavailable_error",
-        Code::DeadlineExceeded => "timeout_error",
+        Code::RequestTimeout | Code::DeadlineExceeded => "timeout_error",
         Code::Cancelled => "cancelled_error",
         Code::Internal => "server_error",
     }

@@ -24,6 +24,7 @@ pub const KEYS: &[Key] = &[
     key("server.workers", |c, v| put(&mut c.server.workers, opt_int(v, 1..=256))),
     key("server.max_body_bytes", |c, v| put(&mut c.server.max_body_bytes, v.int(1024..=1 << 30))),
     key("server.max_connections", |c, v| put(&mut c.server.max_connections, v.int(1..=1_000_000))),
+    key("server.read_timeout_s", |c, v| put(&mut c.server.read_timeout_s, v.int(1..=3600))),
     key("server.keep_alive_s", |c, v| put(&mut c.server.keep_alive_s, v.int(1..=3600))),
     key("server.drain_timeout_s", |c, v| put(&mut c.server.drain_timeout_s, v.int(0..=3600))),
     key("server.heartbeat_s", |c, v| put(&mut c.server.heartbeat_s, v.int(1..=3600))),

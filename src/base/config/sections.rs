@@ -28,6 +28,8 @@ pub struct Server {
     pub max_body_bytes: usize,
     /// Open connections over all workers.
     pub max_connections: usize,
+    /// How long a client may take to send a request's head, and again its body.
+    pub read_timeout_s: u64,
     /// How long an idle connection stays open.
     pub keep_alive_s: u64,
     /// How long running streams may go on after SIGTERM.
@@ -47,6 +49,7 @@ impl Default for Server {
             workers: None,
             max_body_bytes: 2 << 20,
             max_connections: 4096,
+            read_timeout_s: 30,
             keep_alive_s: 75,
             drain_timeout_s: 30,
             heartbeat_s: 15,

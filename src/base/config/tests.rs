@@ -60,6 +60,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("server.workers", "3"),
     ("server.max_body_bytes", "4096"),
     ("server.max_connections", "10"),
+    ("server.read_timeout_s", "9"),
     ("server.keep_alive_s", "5"),
     ("server.drain_timeout_s", "0"),
     ("server.heartbeat_s", "1"),

@@ -129,9 +129,9 @@ impl Metrics {
         self.recorder.register_counter(&key(&table::QUOTA_REFUSALS, &[limit]), &METADATA).increment(1);
     }
 
-    /// An actor had died and was started again.
-    pub fn restarted(&self, actor: &'static str) {
-        self.recorder.register_counter(&key(&table::RESTARTS, &[actor]), &METADATA).increment(1);
+    /// How often actors of that name had died and were started again; at 0 from the first call on.
+    pub fn restarts(&self, actor: &'static str) -> Counter {
+        self.recorder.register_counter(&key(&table::RESTARTS, &[actor]), &METADATA)
     }
 
     pub fn lane(&self, lane: usize) -> LaneMetrics {

@@ -10,6 +10,7 @@ fn touched() -> Metrics {
     for h in [&m.ttft_s, &m.itl_s, &m.queue_wait_s] {
         h.record(0.02);
     }
+    m.restarts("Auth").increment(1);
     let lane = m.lane(3);
     lane.step_s.record(0.01);
     lane.step_tokens.record(7.0);

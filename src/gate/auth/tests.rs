@@ -61,6 +61,16 @@ fn an_open_door_takes_any_secret_until_a_key_is_made() {
 }
 
 #[test]
+fn an_unsure_door_asks_before_it_lets_anyone_in() {
+    let mut door = Doorkeeper::unsure(Access::Open, TTL, 8);
+    assert_eq!(door.authenticate(0, None), Answer::Ask(Question::AnyKeys));
+    assert_eq!(door.learn(0, &Found::Keys(counts(1, 1)), None), Answer::Refuse(Refusal::NoKey));
+    let mut door = Doorkeeper::unsure(Access::Open, TTL, 8);
+    assert_eq!(door.learn(5, &Found::Keys(counts(0, 0)), None), Answer::Enter(Principal::local()));
+    assert_eq!(door.authenticate(5 + TTL - 1, None), Answer::Enter(Principal::local()));
+}
+
+#[test]
 fn a_key_is_asked_for_once_and_believed_until_its_time() {
     let mut door = Doorkeeper::new(0, Access::Keyed, TTL, 8);
     let good = secret(1).reveal().to_owned();

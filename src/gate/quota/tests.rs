@@ -228,4 +228,29 @@ proptest! {
             prop_assert_eq!(ledger.num_inside("a"), inside.len());
         }
     }
+
+    /// The clock leaps ahead by hours (a machine that slept) and is now and then read a little too late: nobody stays
+    /// shut out, and nobody is told to wait for longer than the window is.
+    #[test]
+    fn a_clock_that_leaps_shuts_nobody_out(
+        leaps in prop::collection::vec((prop::sample::select(vec![0, 900, 60_000_000, 36_000_000_000]), 0u64..2000), 1..40),
+    ) {
+        let p = principal("a", Some(2), Some(50), Some(3));
+        let (mut ledger, mut inside, mut now) = (Ledger::new(), Vec::new(), at(1.0));
+        for (leap, late) in leaps {
+            now += leap;
+            match ledger.reserve(now - late, &p, 20) {
+                Ok(r) => inside.push(r),
+                Err(QuotaError::Exceeded { retry_after_s, limit: Limit::Rpm | Limit::Tpm, .. }) => {
+                    prop_assert!((1..=62).contains(&retry_after_s), "{retry_after_s}");
+                }
+                Err(QuotaError::Exceeded { .. }) => inside.drain(..).for_each(|r| ledger.settle(now - late, r, 20)),
+                Err(e) => prop_assert!(false, "{e}"),
+            }
+        }
+        inside.drain(..).for_each(|r| ledger.settle(now, r, 20));
+        prop_assert_eq!(ledger.num_inside("a"), 0);
+        let free = ledger.reserve(now + at(62.0), &p, 50);
+        prop_assert!(free.is_ok(), "{:?}", free);
+    }
 }

@@ -19,6 +19,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::error::{GgufError, quoted};
 use super::metadata::Metadata;
 use super::pretokenizer::Kind;
+use crate::base::panics;
 use crate::model::TokenId;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -54,7 +55,14 @@ pub struct TokenizerParts {
 }
 
 impl TokenizerParts {
+    /// The tokenizers library panics on some of what a damaged file may say: that is an error of the file.
     pub fn read(metadata: &Metadata) -> Result<Self, GgufError> {
+        let wrong =
+            |panic| GgufError::key(MODEL, format!("describes what the tokenizers library cannot take: {panic}"));
+        panics::caught(|| Self::build(metadata)).map_err(wrong).flatten()
+    }
+
+    fn build(metadata: &Metadata) -> Result<Self, GgufError> {
         let vocabulary = Vocabulary::read(metadata)?;
         let model = metadata.need(MODEL, metadata.text(MODEL))?;
         let (mut encoder, defaults) = match model {

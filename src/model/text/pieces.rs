@@ -46,6 +46,8 @@ pub struct Pieces {
     pub replaces_each_byte: bool,
     /// Character dropped from the very start of a text, and how many of it at most.
     pub strip_start: Option<(char, usize)>,
+    /// Bytes of the longest token.
+    pub max_len: usize,
 }
 
 impl Pieces {
@@ -71,6 +73,7 @@ impl Pieces {
             bytes: Vec::with_capacity(names.len() * 8),
             replaces_each_byte: rules.bytes == Bytes::Fallback,
             strip_start: rules.strip_start,
+            max_len: 1,
         };
         let vocabulary = tokenizer.get_added_vocabulary();
         for (id, name) in names {
@@ -78,6 +81,7 @@ impl Pieces {
             if vocabulary.is_special_token(&name) {
                 entry.flags |= SPECIAL;
             }
+            pieces.max_len = pieces.max_len.max(entry.len as usize);
             pieces.entries[id as usize] = entry;
         }
         Ok(pieces)

@@ -1,6 +1,5 @@
 //! The tokenizer: text to ids through the `tokenizers` crate, ids to text through our own table of pieces.
 
-use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use tokenizers::AddedToken;
 
 use super::pieces::Pieces;
 use super::{Detokenizer, TextError, files};
+use crate::base::panics;
 use crate::model::TokenId;
 
 /// What a checkpoint says about its tokenizer beside `tokenizer.json` itself.
@@ -56,14 +56,21 @@ impl Tokenizer {
         let wrong = |error: String| files::file_error(tokenizer_json, error);
         serde_json::from_slice::<serde::de::IgnoredAny>(&json).map_err(|error| wrong(error.to_string()))?;
         // tokenizers 0.23.2 unwraps what it finds in some places of a damaged file.
-        let encoder = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&json))
+        let encoder = panics::caught(|| tokenizers::Tokenizer::from_bytes(&json))
             .map_err(|_| wrong("is damaged: the tokenizers library cannot read it".into()))?
             .map_err(|error| wrong(error.to_string()))?;
         Self::from_parts(encoder, config)
     }
 
     /// Takes a tokenizer that was built in memory (a GGUF file carries the parts, not a `tokenizer.json`).
-    pub fn from_parts(mut encoder: tokenizers::Tokenizer, config: TokenizerConfig) -> Result<Tokenizer, TextError> {
+    pub fn from_parts(encoder: tokenizers::Tokenizer, config: TokenizerConfig) -> Result<Tokenizer, TextError> {
+        let built = panics::caught(|| Self::build(encoder, config));
+        built
+            .map_err(|panic| TextError::Unsupported(format!("the tokenizers library cannot take it: {panic}")))
+            .flatten()
+    }
+
+    fn build(mut encoder: tokenizers::Tokenizer, config: TokenizerConfig) -> Result<Tokenizer, TextError> {
         // Training-time settings which some files still carry: they would cut or pad prompts silently.
         encoder.with_padding(None);
         encoder.with_truncation(None).map_err(|error| TextError::Unsupported(error.to_string()))?;
@@ -85,9 +92,7 @@ impl Tokenizer {
     /// puts around a plain prompt (usually a leading BOS): true for completions, false for a rendered chat prompt,
     /// whose template has written them already. The caller bounds the length of `text`.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
-        let encoding =
-            self.0.encoder.encode_fast(text, add_special).map_err(|error| TextError::Encode(error.to_string()))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = self.encode_plain(text, add_special)?;
         if add_special && let (Some(bos), Some(wanted)) = (self.0.bos, self.0.add_bos) {
             match (ids.first() == Some(&bos), wanted) {
                 (false, true) => ids.insert(0, bos),
@@ -99,8 +104,21 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Tokens that a text of `num_bytes` has at least, without looking at it: for refusing what is far too long before
+    /// it is tokenised, which takes a hundred times its memory. Normalisation may shorten a text before it is cut up;
+    /// composing its characters (NFC) does so three times at most.
+    pub fn min_tokens(&self, num_bytes: usize) -> usize {
+        num_bytes / (4 * self.0.pieces.max_len)
+    }
+
+    fn encode_plain(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
+        let encoded = panics::caught(|| self.0.encoder.encode_fast(text, add_special));
+        let encoding = encoded.map_err(|panic| TextError::Encode(panic.to_string()))?;
+        Ok(encoding.map_err(|error| TextError::Encode(error.to_string()))?.get_ids().to_vec())
+    }
+
     fn post_processor_adds_bos(&self, bos: TokenId) -> bool {
-        self.0.encoder.encode_fast("", true).is_ok_and(|encoding| encoding.get_ids().first() == Some(&bos))
+        self.encode_plain("", true).is_ok_and(|ids| ids.first() == Some(&bos))
     }
 
     /// The text of generated ids, by the rules of [`Detokenizer`].

@@ -94,4 +94,13 @@ proptest! {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).to_vec()).collect();
         prop_assert_eq!(bytes, text.into_bytes());
     }
+
+    #[test]
+    fn no_text_has_fewer_tokens_than_said(text in "\\PC{0,40}( the){0,40}") {
+        for json in [byte_level(), llama2(), gemma()] {
+            let tokenizer = ours(&json);
+            prop_assert!(tokenizer.min_tokens(text.len()) <= tokenizer.encode(&text, false).unwrap().len());
+        }
+        prop_assert!(ours(&byte_level()).min_tokens(1 << 20) > 10_000);
+    }
 }
