@@ -136,3 +136,57 @@ impl Ward for ExecutorPost {
         self.install();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::events::EventQueue;
+    use crate::sample::SamplingParams;
+    use crate::sched::Window;
+    use crate::sched::job::{CancelFlag, Progress, RequestId, StopRules};
+
+    fn job(sink: Sink) -> Job<Sink> {
+        Job {
+            request: RequestId(1),
+            sink,
+            prompt: vec![1, 2, 3].into(),
+            params: SamplingParams::default().into(),
+            stop: StopRules { stop_tokens: [].into(), min_tokens: 0, max_tokens: 1 },
+            prompt_logprobs: None,
+            salt: 0,
+            arrived_at: 0,
+            deadline: None,
+            cancel: CancelFlag::default(),
+            branches: Job::<Sink>::new_branches(1),
+            progress: Progress::default(),
+        }
+    }
+
+    #[test]
+    fn a_lane_that_is_given_up_keeps_nobody_waiting() {
+        actix::System::new().block_on(async {
+            let mut window = StealWindow::new(4);
+            let lanes = Lanes::new(vec![window.stealer()]);
+            let config = LaneConfig {
+                num_blocks: 8,
+                max_batch_tokens: 64,
+                max_chunk_tokens: 64,
+                max_running: 4,
+                max_model_len: 64,
+                prefix_cache: true,
+            };
+            let mut post = SchedulerPost { index: 0, config, steal_window: 4, arbiter: Arbiter::new(), lanes };
+            let queue = Arc::new(EventQueue::default());
+            assert!(window.push(job(Sink::new(queue.clone()))).is_ok());
+            // Its scheduler dies: the window stands, and nobody looks into it any more.
+            drop(window);
+            assert!(!queue.take().closed && !post.is_alive());
+            post.give_up();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(queue.take().closed, "the request is told");
+            post.arbiter.stop();
+        });
+    }
+}

@@ -79,12 +79,12 @@ impl Watched {
         Self { ward: Box::new(ward), restarts: Restarts::new(Instant::now()), counter }
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, now: Instant) {
         if self.ward.is_alive() {
             return;
         }
         let (actor, lane) = (self.ward.actor(), self.ward.lane());
-        match self.restarts.dead(Instant::now()) {
+        match self.restarts.dead(now) {
             Verdict::Died(backoff) => {
                 tracing::error!(actor, lane, backoff_ms = backoff.as_millis() as u64, "an actor died");
             }
@@ -141,7 +141,7 @@ impl Wards {
         let mut supervisor = Watched::new(Neighbour { name: "Supervisor", seat, make });
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            supervisor.look();
+            supervisor.look(Instant::now());
         }
     }
 }
@@ -156,7 +156,53 @@ impl Actor for SupervisorActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(LOOK_EVERY, |supervisor, _| {
             faults::hit("Supervisor.look");
-            supervisor.wards.0.borrow_mut().iter_mut().for_each(Watched::look);
+            let now = Instant::now();
+            supervisor.wards.0.borrow_mut().iter_mut().for_each(|watched| watched.look(now));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Never lives for long.
+    struct Sickly {
+        starts: Rc<RefCell<u32>>,
+        given_up: Rc<RefCell<u32>>,
+    }
+
+    impl Ward for Sickly {
+        fn actor(&self) -> &'static str {
+            "Sickly"
+        }
+
+        fn lane(&self) -> Option<usize> {
+            None
+        }
+
+        fn is_alive(&self) -> bool {
+            false
+        }
+
+        fn start_again(&mut self) {
+            *self.starts.borrow_mut() += 1;
+        }
+
+        fn give_up(&mut self) {
+            *self.given_up.borrow_mut() += 1;
+        }
+    }
+
+    #[test]
+    fn what_keeps_dying_is_given_up_once() {
+        let (starts, given_up) = (Rc::default(), Rc::default());
+        let mut watched = Watched::new(Sickly { starts: Rc::clone(&starts), given_up: Rc::clone(&given_up) });
+        let mut now = Instant::now();
+        for _ in 0..1000 {
+            watched.look(now);
+            now += LOOK_EVERY;
+        }
+        assert_eq!((*starts.borrow(), *given_up.borrow()), (MAX_RESTARTS, 1));
     }
 }

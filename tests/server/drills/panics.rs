@@ -116,6 +116,22 @@ fn a_panic_in_any_handler_costs_one_request_at_most() {
 }
 
 #[test]
+fn a_lane_that_dies_takes_only_its_own_with_it() {
+    let server = Launch::fake("fake:decode_us_per_step=2000").set("engine.lanes=2").drilled().start();
+    let body = chat(json!({"stream": true, "max_tokens": 500}));
+    let mut streams: Vec<_> = (0..4).map(|_| server.stream(CHAT, &body)).collect();
+    // The first text, after the opening event: all of them run.
+    streams.iter_mut().for_each(|stream| (0..2).for_each(|_| drop(stream.next().expect("it runs"))));
+    server.launch.arm("Scheduler.Tick");
+    let ends: Vec<Value> = streams.iter_mut().map(|stream| stream.rest().pop().expect("an event")).collect();
+    let failed = ends.iter().filter(|end| end.get("error").is_some()).count();
+    assert!((1..4).contains(&failed), "{failed} of 4 failed");
+    assert!(eventually(|| server.get("/health/ready").status == 200));
+    assert_eq!((finished(&server, "failed"), finished(&server, "done")), (failed as f64, 4.0 - failed as f64));
+    server.wait_for("garrick_actor_restarts_total", |n| n == 1.0);
+}
+
+#[test]
 fn a_panic_in_the_pool_of_preparations_is_a_500() {
     let server = Launch::fake("fake").drilled().start();
     for (path, body) in [(CHAT, long_text()), ("/tokenize", json!({"prompt": "x"}))] {
