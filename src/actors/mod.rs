@@ -4,12 +4,14 @@
 
 pub mod auth;
 mod choice;
+pub mod ended;
 pub mod events;
 pub mod executor;
 pub mod lanes;
 pub mod messages;
 pub mod outlet;
 pub mod quota;
+pub mod readiness;
 pub mod request;
 pub mod scheduler;
 pub mod services;

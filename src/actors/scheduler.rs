@@ -32,6 +32,8 @@ pub struct SchedulerActor {
     victims: VictimOrder,
     executor: Addr<ExecutorActor>,
     step_started: Option<Instant>,
+    /// The end of the last step, or the last look that found nothing to do.
+    progressed_at: Instant,
     ticking: bool,
     metrics: LaneMetrics,
     counted: LaneStats,
@@ -54,6 +56,7 @@ impl SchedulerActor {
             victims: VictimOrder::new(index as u64),
             executor,
             step_started: None,
+            progressed_at: Instant::now(),
             ticking: false,
             metrics: metrics().lane(index),
             counted: LaneStats::default(),
@@ -88,6 +91,7 @@ impl SchedulerActor {
         self.lanes.set_busy(self.index);
         self.step_started = Some(Instant::now());
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
+        self.metrics.step_sequences.record(plan.rows.len() as f64);
         // The answer comes through the reply channel, which no full mailbox can refuse.
         let step = self.executor.send(RunStep(plan)).into_actor(self);
         ctx.spawn(step.map(|answer, lane, ctx| {
@@ -95,11 +99,15 @@ impl SchedulerActor {
                 Ok(outcome) => outcome.map_err(|e| e.to_string()),
                 Err(e) => Err(format!("the executor is gone: {e}")),
             };
+            if !lane.executor.connected() {
+                lane.lanes.set_lost(lane.index);
+            }
             lane.step_done(outcome, ctx);
         }));
     }
 
     fn step_done(&mut self, outcome: Result<StepOutput, String>, ctx: &mut Context<Self>) {
+        self.progressed_at = Instant::now();
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record(started.elapsed().as_secs_f64());
         }
@@ -115,7 +123,11 @@ impl SchedulerActor {
 
     /// Nothing to run here: take what another lane cannot get to. See [`Lanes`] for why no job is overlooked.
     fn steal(&mut self, ctx: &mut Context<Self>) {
-        if self.lane.has_work() || self.lanes.len() == 1 {
+        if self.lane.has_work() {
+            return;
+        }
+        self.progressed_at = Instant::now();
+        if self.lanes.len() == 1 || !self.executor.connected() {
             return;
         }
         self.lanes.set_idle(self.index);
@@ -146,7 +158,13 @@ impl SchedulerActor {
         m.blocks_cached.set(stats.blocks.cached as f64);
         m.blocks_held.set(stats.blocks.held as f64);
         m.steps.increment(stats.steps - self.counted.steps);
+        m.failed_steps.increment(stats.failed_steps - self.counted.failed_steps);
         m.preemptions.increment(stats.preemptions - self.counted.preemptions);
+        m.prefix_queries.increment(stats.prefix_queries - self.counted.prefix_queries);
+        m.prefix_hits.increment(stats.prefix_hits - self.counted.prefix_hits);
+        let hops = &metrics().hops;
+        hops.prefill.increment(stats.prefill_tokens - self.counted.prefill_tokens);
+        hops.decode.increment(stats.output_tokens - self.counted.output_tokens);
         self.counted = stats;
         self.lanes.publish(self.index, stats);
     }
@@ -201,7 +219,9 @@ impl Handler<Inspect> for SchedulerActor {
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
         MessageResult(LaneReport {
             stats: self.lane.stats(),
+            has_executor: self.executor.connected(),
             step_age: self.step_started.map(|t| t.elapsed()),
+            idle_age: (self.lane.has_work() && self.step_started.is_none()).then(|| self.progressed_at.elapsed()),
             check: self.lane.check(),
         })
     }

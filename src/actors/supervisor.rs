@@ -15,6 +15,7 @@ use super::executor::ExecutorActor;
 use super::lanes::Lanes;
 use super::messages::Submit;
 use super::scheduler::SchedulerActor;
+use crate::base::metrics::metrics;
 use crate::exec::Executor;
 use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
 
@@ -110,6 +111,8 @@ impl Post {
             self.restarts = if now - self.started_at > HEALTHY_AFTER { 1 } else { self.restarts + 1 };
             if self.restarts > MAX_RESTARTS {
                 tracing::error!(lane = self.index, restarts = MAX_RESTARTS, "the lane keeps dying and is given up");
+                lanes.give_up(self.index);
+                metrics().lane_health(self.index).given_up.set(1.0);
                 return;
             }
             let backoff = (FIRST_BACKOFF * 2u32.pow(self.restarts - 1)).min(MAX_BACKOFF);
@@ -127,6 +130,7 @@ impl Post {
             Err(e) => return tracing::error!(lane = self.index, error = %e, "the lane cannot be built again"),
         }
         (self.started_at, self.retry_at) = (now, None);
+        metrics().lane_health(self.index).restarts.increment(1);
         tracing::info!(lane = self.index, orphans = orphans.len(), "the scheduler runs again");
         if let Some(address) = lanes.address(self.index) {
             actix::spawn(async move {

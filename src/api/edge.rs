@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, web};
+use tracing::{Instrument, Span};
 
 use super::error::{ApiError, response};
 use crate::actors::auth::Authenticate;
@@ -29,6 +31,10 @@ pub struct RequestId(pub Arc<str>);
 #[derive(Debug, Clone)]
 pub struct Caller(pub Arc<Principal>);
 
+/// The span of a request that may generate; its hops are children of it.
+#[derive(Debug, Clone)]
+struct RequestSpan(Span);
+
 /// Whether `/metrics` answers without a key.
 #[derive(Debug, Clone, Copy)]
 pub struct MetricsOpen(pub bool);
@@ -46,12 +52,19 @@ pub async fn identify(
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let request_id = RequestId(id::request_id(given).into());
     request.extensions_mut().insert(request_id.clone());
+    // Health checks and scrapes would fill the traces with nothing.
+    let span = match *request.method() {
+        Method::POST => tracing::info_span!("request", id = &*request_id.0, route = route(request.request())),
+        _ => Span::none(),
+    };
+    request.extensions_mut().insert(RequestSpan(span.clone()));
     // Inner layers answer with errors instead of failing: a failure would have no request to be answered to (and
     // actix-web's router panics on a request that somebody still holds a clone of).
-    let mut answer = next.call(request).await?.map_into_boxed_body();
+    let mut answer = next.call(request).instrument(span).await?.map_into_boxed_body();
     if let Some(error) = answer.response().error() {
         let max_body = answer.request().app_data::<web::Data<MaxBody>>().map_or(0, |max| max.0);
         let error = external(error, max_body);
+        metrics().error(error.code.as_str());
         if let Some(internal) = &error.internal {
             tracing::error!(request_id = &*request_id.0, internal, "the request failed");
         }
@@ -92,12 +105,32 @@ pub async fn authenticate(
     if !is_open(request.path(), metrics_open) {
         let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
         let secret = bearer(&request).map(str::to_owned);
-        match services.auth.send(Authenticate { secret }).await.map_err(Error::internal).flatten() {
+        match services
+            .auth
+            .send(Authenticate { secret })
+            .instrument(auth_span(&request))
+            .await
+            .map_err(Error::internal)
+            .flatten()
+        {
             Ok(principal) => drop(request.extensions_mut().insert(Caller(principal))),
             Err(error) => return Ok(request.error_response(ApiError(error))),
         }
     }
     Ok(next.call(request).await?.map_into_boxed_body())
+}
+
+/// Only for requests that are traced at all.
+fn auth_span(request: &ServiceRequest) -> Span {
+    match *request.method() {
+        Method::POST => tracing::info_span!("auth"),
+        _ => Span::none(),
+    }
+}
+
+/// The span that [`identify`] gave the request.
+pub fn span(request: &HttpRequest) -> Span {
+    request.extensions().get::<RequestSpan>().map_or_else(Span::none, |span| span.0.clone())
 }
 
 fn is_open(path: &str, metrics_open: bool) -> bool {

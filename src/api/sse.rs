@@ -17,6 +17,7 @@ use super::wire::error::ErrorBody;
 use crate::actors::messages::{Item, Usage};
 use crate::actors::outlet::OutletReader;
 use crate::base::error::Error;
+use crate::base::metrics::metrics;
 
 /// Ends every stream, good or bad.
 const DONE: &str = "[DONE]";
@@ -96,6 +97,7 @@ impl<T: Shape> Events<T> {
                 self.over = true;
             }
             Item::Error(error) => {
+                metrics().error(error.code.as_str());
                 self.scratch.push(json(&ErrorBody::new(&error, &self.request_id.0)));
                 self.scratch.push(DONE.into());
                 self.over = true;

@@ -127,6 +127,9 @@ impl FakeExecutor {
             std::thread::sleep(Duration::from_millis(self.spec.wedge_ms));
         }
         assert!(!is_now(self.spec.panic_at_step), "drill: panic_at_step={}", self.num_steps);
+        if is_now(self.spec.lose_at_step) {
+            return Err(ExecError::Lost(format!("drill: lose_at_step={}", self.num_steps)));
+        }
         if is_now(self.spec.fail_at_step) {
             return Err(ExecError::Failed(format!("drill: fail_at_step={}", self.num_steps)));
         }

@@ -18,6 +18,8 @@ pub struct FakeSpec {
     /// Drills, by the executor's own count of steps, from 1.
     pub panic_at_step: Option<u64>,
     pub fail_at_step: Option<u64>,
+    /// From that step on there is no device.
+    pub lose_at_step: Option<u64>,
     /// That step takes `wedge_ms` longer.
     pub wedge_at_step: Option<u64>,
     pub wedge_ms: u64,
@@ -37,13 +39,14 @@ pub enum FakeSpecError {
     Value { key: &'static str, value: String, allowed: &'static str },
 }
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "prefill_us_per_token",
     "decode_us_per_step",
     "decode_us_per_seq",
     "vocab",
     "panic_at_step",
     "fail_at_step",
+    "lose_at_step",
     "wedge_at_step",
     "wedge_ms",
 ];
@@ -62,6 +65,7 @@ impl Default for FakeSpec {
             vocab: 1024,
             panic_at_step: None,
             fail_at_step: None,
+            lose_at_step: None,
             wedge_at_step: None,
             wedge_ms: 60_000,
         }
@@ -106,6 +110,7 @@ impl FakeSpec {
                 match known {
                     "panic_at_step" => self.panic_at_step = step,
                     "fail_at_step" => self.fail_at_step = step,
+                    "lose_at_step" => self.lose_at_step = step,
                     _ => self.wedge_at_step = step,
                 }
             }
@@ -147,6 +152,7 @@ impl fmt::Display for FakeSpec {
             (self.vocab != default.vocab).then(|| self.vocab.to_string()),
             step(self.panic_at_step),
             step(self.fail_at_step),
+            step(self.lose_at_step),
             step(self.wedge_at_step),
             (self.wedge_ms != default.wedge_ms).then(|| self.wedge_ms.to_string()),
         ];
