@@ -13,6 +13,7 @@ pub struct Choice {
     stops: StopMatcher,
     tokens: Vec<TokenLogprobs>,
     last_token_us: Option<u64>,
+    num_tokens: u64,
     /// The text has ended; what still arrives was computed in vain and is dropped.
     done: bool,
     /// The lane has let go of it.
@@ -21,15 +22,28 @@ pub struct Choice {
 
 impl Choice {
     pub fn new(detokenizer: Detokenizer, stops: StopMatcher) -> Self {
-        Self { detokenizer, stops, tokens: Vec::new(), last_token_us: None, done: false, released: false }
+        Self {
+            detokenizer,
+            stops,
+            tokens: Vec::new(),
+            last_token_us: None,
+            num_tokens: 0,
+            done: false,
+            released: false,
+        }
     }
 
     pub fn is_done(&self) -> bool {
         self.done
     }
 
-    /// Records time to first token, then the time between tokens.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
+    }
+
+    /// Counts a token, and records time to first token, then the time between tokens.
     pub fn clock_token(&mut self, now_us: u64, began_us: u64) {
+        self.num_tokens += 1;
         match self.last_token_us.replace(now_us) {
             None => metrics().ttft_s.record(now_us.saturating_sub(began_us) as f64 / 1e6),
             Some(last) => metrics().itl_s.record(now_us.saturating_sub(last) as f64 / 1e6),

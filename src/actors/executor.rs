@@ -1,7 +1,7 @@
 //! The executor actor: one device, one thread of its own, one step at a time.
 //!
 //! Never knows what a request is. A panic in a step is caught here and becomes an error of that step. The device itself
-//! belongs to the actor's owner and outlives the actor.
+//! belongs to the actor's owner and outlives the actor. A device that is lost is the scheduler's to notice.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -3,6 +3,7 @@
 //! Owns the seats of each lane's scheduler and executor (the supervisor replaces those that died), what lanes publish about
 //! themselves, and the windows through which they steal from each other. Never plans.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use actix::Addr;
@@ -37,6 +38,10 @@ struct Slot {
     scheduler: Seat<SchedulerActor>,
     executor: Seat<ExecutorActor>,
     stats: Mutex<LaneStats>,
+    /// Its device is gone: what is sent there can only fail.
+    is_lost: AtomicBool,
+    /// Its scheduler died too often and is not built again.
+    is_given_up: AtomicBool,
 }
 
 impl Lanes {
@@ -88,6 +93,23 @@ impl Lanes {
         self.scheduler(lane).address()
     }
 
+    /// No step will run in this lane any more.
+    pub fn set_lost(&self, lane: usize) {
+        self.lanes[lane].is_lost.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_lost(&self, lane: usize) -> bool {
+        self.lanes[lane].is_lost.load(Ordering::Relaxed)
+    }
+
+    pub fn give_up(&self, lane: usize) {
+        self.lanes[lane].is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_given_up(&self, lane: usize) -> bool {
+        self.lanes[lane].is_given_up.load(Ordering::Relaxed)
+    }
+
     pub fn publish(&self, lane: usize, stats: LaneStats) {
         *self.stats_of(lane) = stats;
     }
@@ -103,7 +125,7 @@ impl Lanes {
 
     /// The lane that a job should go to, and its address. None when no lane lives.
     pub fn place(&self, job: &Job<Sink>) -> Option<(usize, Addr<SchedulerActor>)> {
-        let alive = |lane: usize| self.address(lane).filter(Addr::connected);
+        let alive = |lane: usize| self.address(lane).filter(|address| !self.is_lost(lane) && address.connected());
         if self.len() == 1 {
             return Some((0, alive(0)?));
         }

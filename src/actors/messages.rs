@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use actix::Message;
 
+use super::ended::Ended;
 use super::events::Sink;
 use crate::base::error::Error;
 use crate::exec::ExecError;
@@ -45,6 +46,12 @@ pub struct Generation {
     pub prompt_logprobs: Option<u8>,
 }
 
+impl Generation {
+    pub fn num_prompt_tokens(&self) -> u64 {
+        self.prompts.iter().map(|prompt| prompt.len() as u64).sum()
+    }
+}
+
 /// The prompts as they were tokenised, for `echo` and for usage.
 pub struct Accepted {
     pub prompts: Vec<Tokens>,
@@ -60,10 +67,7 @@ pub struct PromptsStarted {
 /// To a request actor from its stream: the last word, whatever happened.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct StreamEnded {
-    pub usage: Usage,
-    pub outcome: Outcome,
-}
+pub struct StreamEnded(pub Ended);
 
 /// How a request ended; exactly one of these is counted for every accepted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +192,8 @@ pub struct LaneReport {
     pub stats: LaneStats,
     /// Age of the step in flight.
     pub step_age: Option<Duration>,
+    /// With work and no step in flight: since when. A lane that works has none for longer than a blink.
+    pub idle_age: Option<Duration>,
 }
 
 // ── executor ───────────────────────────────────────────────────────────────────────────────────────

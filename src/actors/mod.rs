@@ -4,6 +4,7 @@
 
 pub mod auth;
 mod choice;
+pub mod ended;
 pub mod events;
 pub mod executor;
 pub mod lanes;
@@ -11,6 +12,7 @@ pub mod messages;
 pub mod outlet;
 mod post;
 pub mod quota;
+pub mod readiness;
 pub mod request;
 pub mod restarts;
 pub mod scheduler;

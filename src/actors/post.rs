@@ -14,6 +14,7 @@ use super::lanes::Lanes;
 use super::messages::Submit;
 use super::scheduler::SchedulerActor;
 use super::supervisor::Ward;
+use crate::base::metrics::metrics;
 use crate::exec::Executor;
 use crate::sched::job::Job;
 use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
@@ -88,10 +89,13 @@ impl Ward for SchedulerPost {
             // It was built from the same limits before.
             Err(e) => tracing::error!(lane = self.index, error = %e, "the lane cannot be built again"),
         }
+        metrics().lane_health(self.index).restarts.increment(1);
         self.rehouse(orphans);
     }
 
     fn give_up(&mut self) {
+        self.lanes.give_up(self.index);
+        metrics().lane_health(self.index).given_up.set(1.0);
         let empty = StealWindow::new(0);
         self.rehouse(self.lanes.replace_window(self.index, empty.stealer()));
     }

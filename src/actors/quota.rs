@@ -60,13 +60,17 @@ impl Handler<Reserve> for QuotaActor {
         faults::hit("Quota.Reserve");
         let reserved = self.ledger.lock().reserve(clock::now_us(), &msg.principal, msg.tokens);
         match reserved {
-            Ok(reservation) => Ok(Lease::new(self.ledger.clone(), reservation)),
+            Ok(reservation) => {
+                metrics().hops.quota.increment(reservation.tokens());
+                Ok(Lease::new(self.ledger.clone(), reservation))
+            }
             Err(e) => {
                 let limit = match &e {
                     QuotaError::Exceeded { limit, .. } => limit.as_str(),
                     QuotaError::TooLargeForLimit { .. } => "tpm",
                 };
                 metrics().quota_refused(limit);
+                metrics().tenant(&msg.principal.tenant).refusals.increment(1);
                 Err(e.into())
             }
         }

@@ -5,22 +5,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
 use tokio::sync::oneshot;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::choice::Choice;
+use super::ended::{Ended, Times};
 use super::events::{EventQueue, Sink};
 use super::messages::{
-    Accepted, Begin, EventsReady, Generation, Outcome, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage,
+    Accepted, Begin, EventsReady, Generation, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage,
 };
 use super::outlet::OutletWriter;
 use super::quota::{Lease, Reserve};
 use super::services::{LiveId, Services};
-use super::stream::{State, StreamActor};
+use super::stream::{State, StreamActor, Tally};
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
 use crate::base::{clock, faults, panics};
@@ -42,6 +43,9 @@ pub struct RequestActor {
     /// One for each prompt, once there are any.
     cancels: Arc<[CancelFlag]>,
     began_us: u64,
+    submitted_us: u64,
+    /// Bound on each choice's output.
+    max_tokens: u32,
     /// Until the stream takes it.
     outlet: Option<OutletWriter>,
     permit: Option<Permit>,
@@ -50,9 +54,6 @@ pub struct RequestActor {
     stream: Option<Addr<StreamActor>>,
     /// What the lanes say; read here only when the stream has died.
     queue: Option<Arc<EventQueue>>,
-    /// From submission to the first sight of a device, and from there to the end: for traces only.
-    queue_span: Option<tracing::Span>,
-    generate_span: Option<tracing::Span>,
     /// A short answer may end before the lane's word on its last job is read: the actor stops after both.
     is_begun: bool,
     is_ended: bool,
@@ -86,14 +87,14 @@ impl RequestActor {
             span,
             cancels: Arc::from([]),
             began_us: clock::now_us(),
+            submitted_us: 0,
+            max_tokens: 0,
             outlet: Some(outlet),
             permit: None,
             lease: None,
             prompts: Vec::new(),
             stream: None,
             queue: None,
-            queue_span: None,
-            generate_span: None,
             is_begun: false,
             is_ended: false,
         }
@@ -106,15 +107,19 @@ impl RequestActor {
         let sink = Sink::new(queue.clone());
         let first = RequestId(NEXT_REQUEST.fetch_add(generation.prompts.len() as u64, Ordering::Relaxed));
         self.cancels = generation.prompts.iter().map(|_| CancelFlag::default()).collect();
-        let jobs = (0..generation.prompts.len())
+        self.submitted_us = clock::now_us();
+        let jobs: Vec<_> = (0..generation.prompts.len())
             .map(|i| self.job(RequestId(first.0 + i as u64), i, &generation, deadline_us, sink.clone()))
             .collect();
         let choices = generation.prompts.iter().flat_map(|prompt| self.choices(prompt, &generation)).collect();
-        let prompt_tokens = generation.prompts.iter().map(|p| p.len() as u64).sum();
+        let prompt_tokens = generation.num_prompt_tokens();
         metrics().prompt_tokens.increment(prompt_tokens);
         let (alive, gone) = oneshot::channel();
         ctx.spawn(gone.into_actor(self).map(|_, request, ctx| request.inherit(ctx)));
         self.queue = Some(queue.clone());
+        metrics().hops.queue.increment(prompt_tokens);
+        metrics().tenant(&self.principal.tenant).requests.increment(1);
+        self.max_tokens = jobs.iter().map(|job| job.stop.max_tokens).max().unwrap_or(0);
         let stream = StreamActor {
             queue,
             outlet: self.outlet.take().expect("a request begins once"),
@@ -127,14 +132,14 @@ impl RequestActor {
             choices,
             usage: Usage { prompt_tokens, ..Usage::default() },
             started: Vec::new(),
-            began_us: self.began_us,
+            times: Times::new(self.began_us, self.submitted_us),
+            tally: Tally::default(),
             state: State::Open,
             overflow: None,
             _open: self.services.live.open_stream(),
             _alive: alive,
         };
         self.stream = Some(stream.start());
-        self.queue_span = Some(self.span.in_scope(|| tracing::info_span!("queue", request = first.0)));
         (self.permit, self.lease) = (Some(permit), Some(lease));
         self.prompts = generation.prompts;
         Launch { jobs }
@@ -163,7 +168,7 @@ impl RequestActor {
             },
             prompt_logprobs: g.prompt_logprobs,
             salt: self.principal.salt,
-            arrived_at: clock::now_us(),
+            arrived_at: self.submitted_us,
             deadline,
             cancel: self.cancels[index].clone(),
             branches: Job::<Sink>::new_branches(g.num_choices),
@@ -192,29 +197,21 @@ impl RequestActor {
     }
 
     /// The lanes have let go: whatever the request held is returned, and its end is told.
-    fn end(&mut self, usage: Usage, outcome: Outcome) {
-        self.generate_span = None;
-        let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+    fn end(&mut self, ended: Ended) {
         if let Some(lease) = &self.lease {
-            lease.use_tokens(completion_tokens);
+            lease.use_tokens(ended.usage.completion_tokens);
         }
-        metrics().generated_tokens.increment(completion_tokens);
-        metrics().cached_prompt_tokens.increment(cached_tokens);
-        metrics().finished(outcome.as_str());
-        let elapsed = Duration::from_micros(clock::now_us() - self.began_us);
-        self.span.in_scope(|| {
-            tracing::info!(
-                tenant = &*self.principal.tenant,
-                outcome = outcome.as_str(),
-                prompt_tokens,
-                cached_tokens,
-                completion_tokens,
-                elapsed_ms = elapsed.as_millis() as u64,
-                "request ended"
-            );
-        });
+        ended.record(&self.principal.tenant, self.max_tokens);
+        ended.trace(&self.span, &self.principal.tenant);
         (self.permit, self.lease) = (None, None);
         self.is_ended = true;
+    }
+
+    /// The stream died and took with it what it knew.
+    fn end_unheard(&mut self) {
+        let times = Times::new(self.began_us, self.submitted_us);
+        let num_prompt_tokens = self.prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        self.end(Ended::unheard(num_prompt_tokens, times));
     }
 }
 
@@ -224,7 +221,7 @@ impl Drop for RequestActor {
         self.services.live.leave(self.id);
         if self.stream.is_some() && !self.is_ended {
             self.abandon();
-            self.end(Usage::default(), Outcome::Failed);
+            self.end_unheard();
         }
     }
 }
@@ -248,14 +245,14 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)
-        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes))
+        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes, prompt_tokens = Empty))
         .await?;
     check(&services, &generation)?;
     // Before the quota: a request that is refused for want of room is charged for nothing.
-    permit.queue_tokens(generation.prompts.iter().map(|p| p.len()).sum())?;
+    permit.queue_tokens(generation.num_prompt_tokens() as usize)?;
     let tokens = reservation(&services, &principal, &generation);
     let reserve = services.quota.ask(Reserve { principal, tokens });
-    let lease = reserve.instrument(tracing::info_span!("reserve", tokens)).await??;
+    let lease = reserve.instrument(tracing::info_span!("quota", tokens)).await??;
     Ok(Admitted { generation, permit, lease, deadline_us })
 }
 
@@ -276,23 +273,27 @@ fn reservation(services: &Services, principal: &Principal, generation: &Generati
 
 async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
     let prepare = || panics::caught(prepare).map_err(Error::internal).flatten();
-    if input_bytes <= PREPARE_INLINE_BYTES {
-        return prepare();
-    }
-    let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
-    // The turn goes along: work that has begun is not stopped when its client leaves.
-    let prepare = move || {
-        let _turn = turn;
-        prepare()
+    let generation = if input_bytes <= PREPARE_INLINE_BYTES {
+        prepare()?
+    } else {
+        let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
+        // The turn goes along: work that has begun is not stopped when its client leaves.
+        let prepare = move || {
+            let _turn = turn;
+            prepare()
+        };
+        actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)??
     };
-    actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)?
+    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens());
+    metrics().hops.prepare.increment(generation.num_prompt_tokens());
+    Ok(generation)
 }
 
 async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
     for job in jobs {
         let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
-        let span = tracing::info_span!("submit", lane, request = job.request.0);
+        let span = tracing::info_span!("submit", lane, request = job.request.0, prompt_tokens = job.prompt.len());
         let sent = address.send(Submit(job)).instrument(span).await;
         sent.map_err(|e| Error::unavailable("the lane is being restarted; try again", 1).with_internal(e))?;
     }
@@ -352,8 +353,6 @@ impl Handler<PromptsStarted> for RequestActor {
 
     fn handle(&mut self, started: PromptsStarted, _: &mut Self::Context) {
         faults::hit("Request.PromptsStarted");
-        self.queue_span = None;
-        self.generate_span.get_or_insert_with(|| self.span.in_scope(|| tracing::info_span!("generate")));
         if let (Some(permit), Some(lease)) = (&mut self.permit, &self.lease) {
             for prompt in started.prompts.iter().filter_map(|&index| self.prompts.get(index)) {
                 permit.dequeue_tokens(prompt.len());
@@ -366,9 +365,9 @@ impl Handler<PromptsStarted> for RequestActor {
 impl Handler<StreamEnded> for RequestActor {
     type Result = ();
 
-    fn handle(&mut self, ended: StreamEnded, ctx: &mut Self::Context) {
+    fn handle(&mut self, StreamEnded(ended): StreamEnded, ctx: &mut Self::Context) {
         faults::hit("Request.StreamEnded");
-        self.end(ended.usage, ended.outcome);
+        self.end(ended);
         if self.is_begun {
             ctx.stop();
         }
@@ -383,7 +382,7 @@ impl Handler<EventsReady> for RequestActor {
         faults::hit("Request.EventsReady");
         let is_over = self.queue.as_ref().is_none_or(|queue| queue.take().closed);
         if is_over && !self.is_ended {
-            self.end(Usage::default(), Outcome::Failed);
+            self.end_unheard();
             if self.is_begun {
                 ctx.stop();
             }

@@ -16,6 +16,7 @@ use super::lanes::Lanes;
 use super::messages::{Inspect, LaneReport, RunStep, Submit, Tick, Wake};
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::base::{clock, faults};
+use crate::exec::ExecError;
 use crate::sched::job::Delivery;
 use crate::sched::plan::{StepOutput, StepPlan};
 use crate::sched::{Lane, LaneStats, StealWindow, VictimOrder};
@@ -32,6 +33,8 @@ pub struct SchedulerActor {
     lanes: Arc<Lanes>,
     victims: VictimOrder,
     step_started: Option<Instant>,
+    /// The end of the last step, or the last look that found nothing to do.
+    progressed_at: Instant,
     ticking: bool,
     metrics: LaneMetrics,
     counted: LaneStats,
@@ -49,6 +52,7 @@ impl SchedulerActor {
             lanes,
             victims: VictimOrder::new(index as u64),
             step_started: None,
+            progressed_at: Instant::now(),
             ticking: false,
             metrics: metrics().lane(index),
             counted: LaneStats::default(),
@@ -89,12 +93,14 @@ impl SchedulerActor {
         self.lanes.wake_up(self.index);
         self.step_started = Some(Instant::now());
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
+        self.metrics.step_sequences.record(plan.rows.len() as f64);
         // The answer comes through the reply channel, which no full mailbox can refuse.
         let step = run_step(self.lanes.clone(), self.index, plan).into_actor(self);
         ctx.spawn(step.map(|outcome, lane, ctx| lane.step_done(outcome, ctx)));
     }
 
     fn step_done(&mut self, outcome: Result<StepOutput, String>, ctx: &mut Context<Self>) {
+        self.progressed_at = Instant::now();
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record(started.elapsed().as_secs_f64());
         }
@@ -110,7 +116,10 @@ impl SchedulerActor {
 
     /// Room here and nobody waiting: takes what another lane cannot get to, and says how much.
     fn steal(&mut self) -> usize {
-        if self.lanes.len() == 1 {
+        if !self.lane.has_work() {
+            self.progressed_at = Instant::now();
+        }
+        if self.lanes.len() == 1 || self.lanes.is_lost(self.index) {
             return 0;
         }
         let room = self.lane.room(&mut self.window);
@@ -145,7 +154,13 @@ impl SchedulerActor {
         m.blocks_cached.set(stats.blocks.cached as f64);
         m.blocks_held.set(stats.blocks.held as f64);
         m.steps.increment(stats.steps - self.counted.steps);
+        m.failed_steps.increment(stats.failed_steps - self.counted.failed_steps);
         m.preemptions.increment(stats.preemptions - self.counted.preemptions);
+        m.prefix_queries.increment(stats.prefix_queries - self.counted.prefix_queries);
+        m.prefix_hits.increment(stats.prefix_hits - self.counted.prefix_hits);
+        let hops = &metrics().hops;
+        hops.prefill.increment(stats.prefill_tokens - self.counted.prefill_tokens);
+        hops.decode.increment(stats.output_tokens - self.counted.output_tokens);
         self.counted = stats;
         self.lanes.publish(self.index, stats);
     }
@@ -157,7 +172,13 @@ async fn run_step(lanes: Arc<Lanes>, lane: usize, plan: StepPlan) -> Result<Step
     let seat = lanes.executor(lane);
     let Some(executor) = seat.address() else { return Err("the executor was never started".to_owned()) };
     match executor.send(RunStep(plan)).await {
-        Ok(outcome) => outcome.map_err(|e| e.to_string()),
+        Ok(outcome) => outcome.map_err(|e| {
+            if let ExecError::Lost(why) = &e {
+                tracing::error!(lane, why, "the device is lost: its lane runs no more steps");
+                lanes.set_lost(lane);
+            }
+            e.to_string()
+        }),
         Err(e) => {
             seat.successor(Some(&executor), EXECUTOR_RETURN).await;
             Err(format!("the executor died: {e}"))
@@ -219,6 +240,10 @@ impl Handler<Inspect> for SchedulerActor {
 
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
         faults::hit("Scheduler.Inspect");
-        MessageResult(LaneReport { stats: self.lane.stats(), step_age: self.step_started.map(|t| t.elapsed()) })
+        MessageResult(LaneReport {
+            stats: self.lane.stats(),
+            step_age: self.step_started.map(|t| t.elapsed()),
+            idle_age: (self.lane.has_work() && self.step_started.is_none()).then(|| self.progressed_at.elapsed()),
+        })
     }
 }

@@ -16,7 +16,7 @@ use super::request::RequestActor;
 use super::seat::Seat;
 use super::stream::StreamLimits;
 use super::supervisor::SupervisorActor;
-use crate::base::metrics::{Held, metrics};
+use crate::base::metrics::metrics;
 use crate::gate::admission::Admission;
 use crate::route::ServedModel;
 
@@ -60,14 +60,12 @@ pub struct LiveRequests {
 }
 
 /// Counts an answer from its beginning until its reader has it, or is gone.
-pub struct OpenStream {
-    streams: Arc<AtomicUsize>,
-    _shown: Held,
-}
+pub struct OpenStream(Arc<AtomicUsize>);
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.streams.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        metrics().streams_open.decrement(1.0);
     }
 }
 
@@ -86,7 +84,8 @@ impl LiveRequests {
 
     pub fn open_stream(&self) -> OpenStream {
         self.streams.fetch_add(1, Ordering::SeqCst);
-        OpenStream { streams: self.streams.clone(), _shown: Held::new(&metrics().streams_open) }
+        metrics().streams_open.increment(1.0);
+        OpenStream(self.streams.clone())
     }
 
     pub fn len(&self) -> usize {

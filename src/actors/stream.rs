@@ -14,6 +14,7 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFutur
 use tokio::sync::oneshot;
 
 use super::choice::Choice;
+use super::ended::{Ended, Times};
 use super::events::EventQueue;
 use super::lanes::Lanes;
 use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Usage};
@@ -47,13 +48,22 @@ pub struct StreamActor {
     pub(super) usage: Usage,
     /// Prompts that reached a device since the owner was last told.
     pub(super) started: Vec<usize>,
-    pub(super) began_us: u64,
+    pub(super) times: Times,
+    pub(super) tally: Tally,
     pub(super) state: State,
     /// Bytes of a backlog beyond the bound, until it is looked at again.
     pub(super) overflow: Option<usize>,
     pub(super) _open: OpenStream,
     /// Its owner sees it drop, however the stream ends.
     pub(super) _alive: oneshot::Sender<()>,
+}
+
+/// Tokens that the metrics have not been told of: one addition a batch, not one a token.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    generated: u64,
+    streamed: u64,
+    has_length: bool,
 }
 
 /// Where the stream is with its client.
@@ -90,11 +100,12 @@ impl StreamActor {
         }
     }
 
-    fn on_event(&mut self, request: RequestId, event: Event, next: Option<&Event>) {
+    fn on_event(&mut self, request: RequestId, event: Event, next: Option<&Event>, now: u64) {
         let prompt = (request.0 - self.first_request.0) as usize;
         match event {
             Event::Started { queued_us, cached_tokens } => {
                 metrics().queue_wait_s.record(queued_us as f64 / 1e6);
+                self.times.started(queued_us);
                 self.usage.cached_tokens += u64::from(cached_tokens);
                 self.started.push(prompt);
             }
@@ -102,7 +113,6 @@ impl StreamActor {
             Event::Token { choice, sampled } => {
                 let ends = matches!(next, Some(Event::Finished { choice: c, finish: Finish::Stop }) if *c == choice);
                 let index = prompt as u32 * self.num_choices + choice;
-                let now = clock::now_us();
                 faults::hit("Stream.detokenise");
                 let entry = &mut self.choices[index as usize];
                 if entry.is_done() {
@@ -110,7 +120,10 @@ impl StreamActor {
                     return;
                 }
                 self.usage.completion_tokens += 1;
-                entry.clock_token(now, self.began_us);
+                entry.clock_token(now, self.times.began_us);
+                self.times.token(now);
+                self.tally.generated += 1;
+                self.tally.streamed += u64::from(self.state == State::Open);
                 if let Some(delta) = entry.push(index, sampled, ends) {
                     if delta.finish.is_some() {
                         // A stop string: the lane drops the choice without a word, before its next step.
@@ -129,7 +142,10 @@ impl StreamActor {
         choice.released = true;
         let reason = match finish {
             Finish::Stop => FinishReason::Stop,
-            Finish::Length => FinishReason::Length,
+            Finish::Length => {
+                self.tally.has_length = true;
+                FinishReason::Length
+            }
             // The text side is ending the request; or, if it knows nothing of an end, the owner died and set the flags.
             Finish::Cancelled => return self.abandon(State::Failing(Error::internal("the request's actor died"))),
             Finish::DeadlineExceeded => {
@@ -205,6 +221,27 @@ impl StreamActor {
         });
     }
 
+    /// Tells the metrics what the batch brought.
+    fn report_tokens(&mut self) {
+        let Tally { generated, streamed, .. } = self.tally;
+        if generated > 0 {
+            metrics().generated_tokens.increment(generated);
+            metrics().hops.stream.increment(streamed);
+            (self.tally.generated, self.tally.streamed) = (0, 0);
+        }
+    }
+
+    fn ended(&self, outcome: Outcome) -> Ended {
+        Ended {
+            usage: self.usage,
+            outcome,
+            is_cut_by_length: self.tally.has_length,
+            num_choices: self.choices.len() as u64,
+            longest_choice: self.choices.iter().map(Choice::num_tokens).max().unwrap_or(0),
+            times: self.times,
+        }
+    }
+
     fn end(&mut self, ctx: &mut Context<Self>) {
         let (last, outcome) = match std::mem::replace(&mut self.state, State::Ending) {
             state @ (State::Ending | State::Ended) => return self.state = state,
@@ -220,7 +257,7 @@ impl StreamActor {
         };
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
         // Until then this actor must not stop: actix skips a message whose sender does not wait for the answer.
-        let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
+        let told = self.owner.send(StreamEnded(self.ended(outcome))).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
             stream.state = State::Ended;
             if let Some(item) = last {
@@ -254,11 +291,13 @@ impl Handler<EventsReady> for StreamActor {
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
         faults::hit("Stream.EventsReady");
         let batch = self.queue.take();
+        let now = clock::now_us();
         let mut events = batch.events.into_iter().peekable();
         while let Some((request, event)) = events.next() {
             let next = events.peek().filter(|(r, _)| *r == request).map(|(_, e)| e).cloned();
-            self.on_event(request, event, next.as_ref());
+            self.on_event(request, event, next.as_ref(), now);
         }
+        self.report_tokens();
         self.tell_started(ctx);
         self.bound_backlog(ctx);
         if batch.closed && self.unfinished() {

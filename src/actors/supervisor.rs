@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::base::metrics::Counter;
 use actix::{Actor, AsyncContext, Context};
-use metrics::Counter;
 
 use super::events::Sink;
 use super::lanes::Lanes;

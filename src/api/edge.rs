@@ -8,15 +8,17 @@ use std::time::Instant;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
+use tracing::{Instrument, Span};
 
 use super::error::{ApiError, response};
 use crate::actors::auth::Authenticate;
 use crate::actors::services::Services;
-use crate::base::error::Error;
+use crate::base::error::{Code, Error};
 use crate::base::metrics::metrics;
 use crate::base::{faults, id};
 use crate::gate::auth::Principal;
@@ -30,6 +32,10 @@ pub struct RequestId(pub Arc<str>);
 /// Who sent the request, as the auth actor found.
 #[derive(Debug, Clone)]
 pub struct Caller(pub Arc<Principal>);
+
+/// The span of a request that may generate; its hops are children of it.
+#[derive(Debug, Clone)]
+struct RequestSpan(Span);
 
 /// Whether `/metrics` answers without a key.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +56,16 @@ pub async fn identify(
     request.extensions_mut().insert(request_id.clone());
     // By path: nobody may hold a clone of a request that the router has still to see, or it panics.
     let route = route(request.request());
+    // Health checks and scrapes would fill the traces with nothing.
+    let span = match *request.method() {
+        Method::POST => tracing::info_span!("request", id = &*request_id.0, route),
+        _ => Span::none(),
+    };
+    request.extensions_mut().insert(RequestSpan(span.clone()));
     // Inner layers answer with errors instead of failing: a failure would have no request to be answered to.
-    let called = AssertUnwindSafe(async { next.call(request).await }).catch_unwind().await;
+    let called = AssertUnwindSafe(async { next.call(request).await }.instrument(span)).catch_unwind().await;
     let Ok(called) = called else {
+        metrics().error(Code::Internal.as_str());
         metrics().request_done(route, 500, began.elapsed().as_secs_f64());
         return Err(Panicked(request_id).into());
     };
@@ -60,6 +73,7 @@ pub async fn identify(
     if let Some(error) = answer.response().error() {
         let max_body = answer.request().app_data::<web::Data<MaxBody>>().map_or(0, |max| max.0);
         let error = external(error, max_body);
+        metrics().error(error.code.as_str());
         if let Some(internal) = &error.internal {
             tracing::error!(request_id = &*request_id.0, internal, "the request failed");
         }
@@ -121,13 +135,26 @@ pub async fn authenticate(
     if !is_open(request.path(), metrics_open) {
         let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
         let secret = bearer(&request).map(str::to_owned);
-        match services.auth.ask(Authenticate { secret }).await.flatten() {
+        match services.auth.ask(Authenticate { secret }).instrument(auth_span(&request)).await.flatten() {
             Ok(principal) => drop(request.extensions_mut().insert(Caller(principal))),
             Err(error) => return Ok(request.error_response(ApiError(error))),
         }
     }
     faults::hit("http.handler");
     Ok(next.call(request).await?.map_into_boxed_body())
+}
+
+/// Only for requests that are traced at all.
+fn auth_span(request: &ServiceRequest) -> Span {
+    match *request.method() {
+        Method::POST => tracing::info_span!("auth"),
+        _ => Span::none(),
+    }
+}
+
+/// The span that [`identify`] gave the request.
+pub fn span(request: &HttpRequest) -> Span {
+    request.extensions().get::<RequestSpan>().map_or_else(Span::none, |span| span.0.clone())
 }
 
 fn is_open(path: &str, metrics_open: bool) -> bool {

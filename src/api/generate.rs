@@ -35,14 +35,13 @@ pub async fn begin(
     if services.live.is_draining() {
         return Err(Error::draining(DRAIN_RETRY_AFTER_S));
     }
-    let (request_id, principal) = edge::passport(http)?;
+    let (_, principal) = edge::passport(http)?;
     let timeout = timeout(http, &services.timeouts)?;
     let (writer, mut reader) = outlet();
     if let Some(connection) = http.conn_data::<Connection>().cloned() {
         reader.on_cut(move || connection.close());
     }
-    let span = tracing::info_span!("request", id = &*request_id.0, route = http.path());
-    let actor = RequestActor::begin(services.clone().into_inner(), principal, writer, span);
+    let actor = RequestActor::begin(services.clone().into_inner(), principal, writer, edge::span(http));
     // Again, now that the drain would wait for it: otherwise it might stop the server under this request.
     if services.live.is_draining() {
         return Err(Error::draining(DRAIN_RETRY_AFTER_S));

@@ -1,39 +1,22 @@
 //! Liveness, readiness and metrics.
 
-use std::time::Duration;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use serde_json::json;
 
-use crate::actors::messages::Inspect;
+use crate::actors::readiness;
 use crate::actors::services::Services;
 use crate::base::metrics::metrics;
-
-/// A scheduler that does not answer within this is as good as dead: it only ever enqueues.
-const MAX_ANSWER: Duration = Duration::from_secs(1);
 
 /// The process runs and its HTTP side answers. Nothing more: an orchestrator restarts what fails this.
 pub async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "live"}))
 }
 
-/// Whether a request sent now would make progress: every part lives, every lane answers, none has been at one step for too long, and the
-/// server is not draining.
+/// Whether a request sent now would make progress: every lane answers, has its executor and has not been at one step for
+/// too long, and the server is not draining.
 pub async fn ready(services: web::Data<Services>) -> HttpResponse {
-    let mut reasons = Vec::new();
-    if services.live.is_draining() {
-        reasons.push("draining".to_owned());
-    }
-    let parts = [("auth", services.auth.is_alive()), ("quota", services.quota.is_alive())];
-    for (part, _) in parts.into_iter().chain([("supervisor", services.supervisor.is_alive())]).filter(|part| !part.1) {
-        reasons.push(format!("{part}: being restarted"));
-    }
-    for lane in 0..services.lanes.len() {
-        if let Some(reason) = trouble(&services, lane).await {
-            reasons.push(format!("lane {lane}: {reason}"));
-        }
-    }
+    let reasons = readiness::reasons(&services).await;
     let (status, word) = match reasons.is_empty() {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
@@ -41,24 +24,11 @@ pub async fn ready(services: web::Data<Services>) -> HttpResponse {
     HttpResponse::build(status).json(json!({"status": word, "reasons": reasons}))
 }
 
-async fn trouble(services: &Services, lane: usize) -> Option<String> {
-    let Some(address) = services.lanes.address(lane) else { return Some("not started".into()) };
-    if !services.lanes.executor(lane).is_alive() {
-        return Some("the executor is being restarted".into());
-    }
-    let max_step = services.timeouts.max_step;
-    match tokio::time::timeout(MAX_ANSWER, address.send(Inspect)).await {
-        Err(_) => Some("the scheduler does not answer".into()),
-        Ok(Err(_)) => Some("the scheduler is being restarted".into()),
-        Ok(Ok(report)) => match report.step_age {
-            Some(age) if age > max_step => Some(format!("a step has been running for {} ms", age.as_millis())),
-            _ => None,
-        },
-    }
-}
-
-/// Prometheus text.
+/// Prometheus text. What is true only at the moment is asked for now.
 pub async fn prometheus(services: web::Data<Services>) -> HttpResponse {
-    metrics().permits_in_use.set(services.admission.in_use().0 as f64);
+    readiness::reasons(&services).await;
+    let (requests, waiting_tokens) = services.admission.in_use();
+    metrics().permits_in_use.set(requests as f64);
+    metrics().waiting_tokens.set(waiting_tokens as f64);
     HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(metrics().render())
 }

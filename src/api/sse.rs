@@ -19,6 +19,7 @@ use crate::actors::messages::{Item, Usage};
 use crate::actors::outlet::OutletReader;
 use crate::base::error::Error;
 use crate::base::faults;
+use crate::base::metrics::metrics;
 
 /// Ends every stream, good or bad.
 const DONE: &str = "[DONE]";
@@ -98,6 +99,7 @@ impl<T: Shape> Events<T> {
                 self.over = true;
             }
             Item::Error(error) => {
+                metrics().error(error.code.as_str());
                 self.scratch.push(json(&ErrorBody::new(&error, &self.request_id.0)));
                 self.scratch.push(DONE.into());
                 self.over = true;

@@ -17,10 +17,12 @@ use crate::actors::quota::QuotaActor;
 use crate::actors::seat::Seat;
 use crate::actors::services::{LiveRequests, Services, Timeouts};
 use crate::actors::stream::StreamLimits;
-use crate::actors::supervisor::Wards;
+use crate::actors::supervisor::{LaneSeed, Wards};
 use crate::api::{self, Bound, Edge};
 use crate::base::clock;
-use crate::base::config::{self, Config};
+use crate::base::config::{self, Config, KvDtype};
+use crate::base::metrics::{Served, metrics};
+use crate::exec::BLOCK_TOKENS;
 use crate::gate::admission::{Admission, Limits};
 use crate::gate::auth::{Access, Doorkeeper, OpenAbroad, access};
 use crate::sched::LaneConfigError;
@@ -62,6 +64,7 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     let Engine { model, seeds, summary } = engine::build(&config, progress)?;
     let name = model.name.clone();
     let bound = bind(&config)?;
+    describe(&config, &name, &seeds);
     let wards = Wards::default();
     let lanes = wards.start_lanes(seeds)?;
     let supervisor = Arc::new(Seat::default());
@@ -106,6 +109,27 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     store.close().await;
     running.await.map_err(std::io::Error::other)??;
     Ok(())
+}
+
+/// What metrics say that does not change.
+fn describe(config: &Config, name: &str, seeds: &[LaneSeed]) {
+    let word = |value: KvDtype| match value {
+        KvDtype::Auto => "auto",
+        KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
+    };
+    metrics().set_served(Served {
+        model_name: name.to_owned(),
+        block_tokens: BLOCK_TOKENS,
+        num_blocks: seeds.iter().map(|seed| seed.config.num_blocks).sum(),
+        cache_dtype: word(config.kv.dtype).to_owned(),
+        prefix_cache: config.kv.prefix_cache,
+    });
+    metrics().set_max_tenants(config.telemetry.max_tenant_labels);
+    metrics().permits.set(config.admission.max_requests as f64);
+    metrics().max_waiting_tokens.set(config.admission.max_waiting_tokens as f64);
+    // Lanes have no trouble to tell of until they are asked, and no restarts either: the series begin with the process.
+    (0..seeds.len()).for_each(|lane| drop(metrics().lane_health(lane)));
 }
 
 /// A new one after a death has forgotten what was looked up, and whether the server is still open.

@@ -6,17 +6,21 @@
 //! Invariant: dropping [`Telemetry`] has sent every finished span, or given up after [`FLUSH_TIMEOUT`].
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
 
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tracing::{Level, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::{EnvFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::clock;
 use super::config::{self, LogFormat};
 
 /// Longest wait for the collector at the end, and for one export.
@@ -43,7 +47,47 @@ pub struct Telemetry {
 pub fn install(config: &config::Telemetry) -> Result<Telemetry, TelemetryError> {
     let (subscriber, telemetry) = build(config)?;
     subscriber.try_init().map_err(|_| TelemetryError::Installed)?;
+    if let Some(provider) = &telemetry.provider {
+        let _ = TRACER.set(provider.tracer(env!("CARGO_PKG_NAME")));
+    }
     Ok(telemetry)
+}
+
+/// For spans whose times are known only afterwards; set while traces are exported.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// A stretch of a request's way that is told of when it is over: the threads that a request passes do not hold its
+/// span, they note times. In microseconds of [`clock`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    name: &'static str,
+    start_us: u64,
+    end_us: u64,
+    tokens: Vec<(&'static str, u64)>,
+}
+
+impl Hop {
+    pub fn new(name: &'static str, start_us: u64, end_us: u64) -> Self {
+        Self { name, start_us, end_us, tokens: Vec::new() }
+    }
+
+    /// How many tokens it was about, as an attribute of the span.
+    pub fn with(mut self, attribute: &'static str, tokens: u64) -> Self {
+        self.tokens.push((attribute, tokens));
+        self
+    }
+}
+
+/// Sends the hops to the collector as children of the request's span; nothing when no traces are exported.
+pub fn record_hops(request: &tracing::Span, hops: &[Hop]) {
+    let Some(tracer) = TRACER.get() else { return };
+    let (parent, instant, wall) = (request.context(), Instant::now(), SystemTime::now());
+    let time = |us| wall - instant.saturating_duration_since(clock::instant_at(us));
+    for hop in hops {
+        let attributes = hop.tokens.iter().map(|(name, n)| KeyValue::new(*name, i64::try_from(*n).unwrap_or(i64::MAX)));
+        let span = tracer.span_builder(hop.name).with_start_time(time(hop.start_us)).with_attributes(attributes);
+        span.start_with_context(tracer, &parent).end_with_timestamp(time(hop.end_us));
+    }
 }
 
 /// The HTTP server tells of its workers at INFO, after we have said where it listens. Whoever names it gets all of it.
@@ -94,7 +138,7 @@ fn provider(endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
         .map_err(|e| failed(&e))?;
     let resource = Resource::builder()
         .with_service_name(env!("CARGO_PKG_NAME"))
-        .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }

@@ -34,6 +34,9 @@ pub struct ExecutorInfo {
 pub enum ExecError {
     #[error("step failed: {0}")]
     Failed(String),
+    /// The device will not run another step.
+    #[error("the device is lost: {0}")]
+    Lost(String),
     #[error("step exceeded its time limit of {0:?}")]
     TimedOut(Duration),
 }

@@ -6,7 +6,7 @@ use std::fs;
 use garrick::api::wire::error::ErrorBody;
 use garrick::base::config::keys::{KEYS, sections};
 use garrick::base::error::{Code, Error};
-use garrick::base::metrics::TABLE;
+use garrick::base::metrics::{ALIASES, PROCESS_NAMES, TABLE};
 
 use super::report;
 use super::source::{after, root, sources};
@@ -145,14 +145,21 @@ fn the_readme_lists_every_error_code() {
     assert_eq!(listed, known);
 }
 
+/// Name and labels of each row under a heading of docs/metrics.md.
+fn metrics_under(heading: &str) -> BTreeSet<(String, String)> {
+    let rows = rows(&page("docs/metrics.md"), heading).into_iter();
+    rows.map(|row| (row[0].clone(), if row[1] == "—" { String::new() } else { row[1].clone() })).collect()
+}
+
 #[test]
-fn the_readme_lists_every_metric() {
-    let listed: BTreeSet<(String, String)> = rows(&page("README.md"), "## Metrics")
-        .into_iter()
-        .map(|row| (row[0].clone(), if row[1] == "—" { String::new() } else { row[1].clone() }))
-        .collect();
-    let known = TABLE.iter().map(|metric| (metric.name.to_owned(), metric.labels.join(", "))).collect();
-    assert_eq!(listed, known);
+fn the_page_on_metrics_lists_every_metric() {
+    let ours = TABLE.iter().map(|metric| (metric.name.to_owned(), metric.labels.join(", "))).collect();
+    assert_eq!(metrics_under("## Ours"), ours);
+    let aliases = ALIASES.iter().map(|alias| (alias.name.to_owned(), alias.labels.join(", "))).collect();
+    assert_eq!(metrics_under("## vLLM's names"), aliases);
+    let page = page("docs/metrics.md");
+    let unnamed = PROCESS_NAMES.iter().filter(|(name, _)| !page.contains(&format!("`{name}`")));
+    report(unnamed.map(|(name, _)| format!("docs/metrics.md does not name {name}")).collect());
 }
 
 #[test]

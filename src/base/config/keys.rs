@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = &[
     ]))),
     key("telemetry.log_level", |c, v| put(&mut c.telemetry.log_level, log_level(v))),
     key("telemetry.otlp_endpoint", |c, v| put(&mut c.telemetry.otlp_endpoint, opt(v, endpoint))),
+    key("telemetry.max_tenant_labels", |c, v| put(&mut c.telemetry.max_tenant_labels, v.int(0..=10_000))),
 ];
 
 /// A week: longer ones are mistakes of unit.

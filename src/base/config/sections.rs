@@ -268,11 +268,13 @@ pub struct Telemetry {
     pub log_level: String,
     /// Base address of an OTLP/HTTP collector; traces are exported when it is set.
     pub otlp_endpoint: Option<String>,
+    /// Tenants with metrics of their own; the others are counted together.
+    pub max_tenant_labels: usize,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: LogFormat::Pretty, log_level: "info".into(), otlp_endpoint: None }
+        Self { log_format: LogFormat::Pretty, log_level: "info".into(), otlp_endpoint: None, max_tenant_labels: 100 }
     }
 }
 

@@ -96,6 +96,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("telemetry.log_format", "json"),
     ("telemetry.log_level", "warn,garrick::sched=debug"),
     ("telemetry.otlp_endpoint", "http://localhost:4318"),
+    ("telemetry.max_tenant_labels", "3"),
 ];
 
 #[test]

@@ -1,14 +1,11 @@
-//! The table of metrics: every name with its kind, unit, labels and meaning. Labels take values from short fixed lists
-//! (routes, codes, reasons, lane numbers), never from clients.
-
-use metrics::Unit;
+//! The table of metrics: every name with its kind, labels and meaning. Labels take values from short fixed lists (routes,
+//! codes, reasons, lane numbers), never from clients; tenants, which operators name, are bounded in number.
 
 /// One metric.
 #[derive(Debug)]
 pub struct Metric {
     pub name: &'static str,
     pub kind: Kind,
-    pub unit: Unit,
     pub labels: &'static [&'static str],
     pub help: &'static str,
 }
@@ -21,87 +18,115 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
-const fn row(
-    name: &'static str,
-    kind: Kind,
-    unit: Unit,
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Metric {
-    Metric { name, kind, unit, labels, help }
-}
-
 /// Between two tokens, and one step: half a millisecond (a tiny model) to seconds (a huge prefill).
-const STEP_S: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
+const STEP_S: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
+    10.0,
+];
 /// To the first token, and waiting for it: milliseconds to the patience of a person.
-const WAIT_S: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0];
+const WAIT_S: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
+];
 /// Whole requests: a health check to a long answer.
 const REQUEST_S: &[f64] =
-    &[0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0];
+    &[0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
 /// Tokens of one step: a lone decode to the largest budget.
-const TOKENS: &[f64] =
-    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const ROWS: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0];
+/// Tokens of one request: a word to the longest contexts.
+const REQUEST_TOKENS: &[f64] = &[
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    20.0,
+    50.0,
+    100.0,
+    200.0,
+    500.0,
+    1000.0,
+    2000.0,
+    5000.0,
+    10_000.0,
+    20_000.0,
+    50_000.0,
+    100_000.0,
+    1_000_000.0,
+];
+/// Sequences of one step: one to the most that can run in a lane.
+const SEQUENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0];
+/// Choices of one request.
+const CHOICES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// Makes a static of each row and [`TABLE`] of all of them: rows are found by their address.
+macro_rules! table {
+    ($($id:ident $kind:expr, $name:literal, [$($label:literal)*], $help:literal;)*) => {
+        $(pub static $id: Metric = Metric { name: $name, kind: $kind, labels: &[$($label),*], help: $help };)*
+        /// Every metric.
+        pub static TABLE: &[&Metric] = &[$(&$id),*];
+    };
+}
 
 use Kind::{Counter, Gauge, Histogram};
 
 #[rustfmt::skip]
-mod rows {
-    use super::*;
-    pub const BUILD_INFO: Metric = row("garrick_build_info", Gauge, Unit::Count, &["version"], "Always 1; the label is the running version.");
-    pub const REQUESTS: Metric = row("garrick_requests_total", Counter, Unit::Count, &["route", "code"], "Requests answered, by route and status code.");
-    pub const REQUEST_DURATION: Metric = row("garrick_request_duration_seconds", Histogram(REQUEST_S), Unit::Seconds, &["route"], "From the request's arrival to the end of its answer.");
-    pub const TTFT: Metric = row("garrick_ttft_seconds", Histogram(WAIT_S), Unit::Seconds, &[], "From the request's arrival to its first token.");
-    pub const ITL: Metric = row("garrick_itl_seconds", Histogram(STEP_S), Unit::Seconds, &[], "Between two tokens of one choice.");
-    pub const QUEUE_WAIT: Metric = row("garrick_queue_wait_seconds", Histogram(WAIT_S), Unit::Seconds, &[], "From submission to the first step that works on the request.");
-    pub const PROMPT_TOKENS: Metric = row("garrick_prompt_tokens_total", Counter, Unit::Count, &[], "Prompt tokens of accepted requests.");
-    pub const CACHED_PROMPT_TOKENS: Metric = row("garrick_cached_prompt_tokens_total", Counter, Unit::Count, &[], "Of those, tokens that the prefix cache already held.");
-    pub const GENERATED_TOKENS: Metric = row("garrick_generated_tokens_total", Counter, Unit::Count, &[], "Tokens generated.");
-    pub const FINISHED: Metric = row("garrick_finished_total", Counter, Unit::Count, &["reason"], "Accepted requests that ended, by outcome: done, cancelled or failed.");
-    pub const REQUESTS_WAITING: Metric = row("garrick_requests_waiting", Gauge, Unit::Count, &["lane"], "Jobs that wait in a lane.");
-    pub const REQUESTS_RUNNING: Metric = row("garrick_requests_running", Gauge, Unit::Count, &["lane"], "Sequences that run in a lane.");
-    pub const KV_BLOCKS: Metric = row("garrick_kv_blocks", Gauge, Unit::Count, &["lane", "state"], "KV blocks of a lane: free, cached (findable, not in use) or held.");
-    pub const STEPS: Metric = row("garrick_steps_total", Counter, Unit::Count, &["lane"], "Steps run.");
-    pub const STEP_SECONDS: Metric = row("garrick_step_seconds", Histogram(STEP_S), Unit::Seconds, &["lane"], "Duration of one step on the device.");
-    pub const STEP_TOKENS: Metric = row("garrick_step_tokens", Histogram(TOKENS), Unit::Count, &["lane"], "Tokens computed in one step.");
-    pub const PREEMPTIONS: Metric = row("garrick_preemptions_total", Counter, Unit::Count, &["lane"], "Sequences put back to wait because KV blocks ran out.");
-    pub const STEALS: Metric = row("garrick_steals_total", Counter, Unit::Count, &["lane"], "Waiting jobs that a lane took from another.");
-    pub const STREAMS_OPEN: Metric = row("garrick_streams_open", Gauge, Unit::Count, &[], "Streams being sent.");
-    pub const STREAM_STALLS: Metric = row("garrick_stream_stalls_total", Counter, Unit::Count, &[], "Streams cut because their reader took nothing.");
-    pub const PERMITS_IN_USE: Metric = row("garrick_permits_in_use", Gauge, Unit::Count, &[], "Requests inside, waiting or running.");
-    pub const QUOTA_REFUSALS: Metric = row("garrick_quota_refusals_total", Counter, Unit::Count, &["limit"], "Requests refused by a limit of their key.");
-    pub const PANICS: Metric = row("garrick_panics_total", Counter, Unit::Count, &[], "Panics, wherever they were caught: each is a defect, and in the log.");
-    pub const BOOK_ERRORS: Metric = row("garrick_book_errors_total", Counter, Unit::Count, &[], "Lanes that fell idle with KV block counts that do not add up: each is a defect, and in the log.");
-    pub const RESTARTS: Metric = row("garrick_actor_restarts_total", Counter, Unit::Count, &["actor"], "Long-lived actors that died and were started again.");
-}
-pub use rows::*;
+table! {
+    BUILD_INFO Gauge, "garrick_build_info", ["version"], "Always 1; the label is the running version.";
+    READY Gauge, "garrick_ready", [], "Whether a request sent now would make progress: 1 or 0, as /health/ready says.";
 
-/// Every metric.
-pub const TABLE: &[&Metric] = &[
-    &BUILD_INFO,
-    &REQUESTS,
-    &REQUEST_DURATION,
-    &TTFT,
-    &ITL,
-    &QUEUE_WAIT,
-    &PROMPT_TOKENS,
-    &CACHED_PROMPT_TOKENS,
-    &GENERATED_TOKENS,
-    &FINISHED,
-    &REQUESTS_WAITING,
-    &REQUESTS_RUNNING,
-    &KV_BLOCKS,
-    &STEPS,
-    &STEP_SECONDS,
-    &STEP_TOKENS,
-    &PREEMPTIONS,
-    &STEALS,
-    &STREAMS_OPEN,
-    &STREAM_STALLS,
-    &PERMITS_IN_USE,
-    &QUOTA_REFUSALS,
-    &PANICS,
-    &BOOK_ERRORS,
-    &RESTARTS,
-];
+    REQUESTS Counter, "garrick_requests_total", ["route" "code"], "Requests answered, by route and status code.";
+    REQUEST_DURATION Histogram(REQUEST_S), "garrick_request_duration_seconds", ["route"], "From the request's arrival to the head of its answer (for a whole answer its end).";
+    ERRORS Counter, "garrick_errors_total", ["code"], "Errors told to clients, as an answer or as the last event of a stream.";
+    PERMITS_IN_USE Gauge, "garrick_permits_in_use", [], "Requests inside, waiting or running.";
+    PERMITS Gauge, "garrick_permits", [], "The most that may be inside (admission.max_requests).";
+    WAITING_TOKENS Gauge, "garrick_waiting_tokens", [], "Prompt tokens that wait for a device.";
+    MAX_WAITING_TOKENS Gauge, "garrick_max_waiting_tokens", [], "The most that may wait (admission.max_waiting_tokens).";
+    FINISHED Counter, "garrick_finished_total", ["reason"], "Accepted requests that ended, by outcome: done, cancelled or failed.";
+    FINISH_REASONS Counter, "garrick_finish_reasons_total", ["reason"], "The same by vLLM's words: stop, length (any choice), abort or error.";
+
+    TTFT Histogram(WAIT_S), "garrick_ttft_seconds", [], "From the request's arrival to the first token of a choice.";
+    ITL Histogram(STEP_S), "garrick_itl_seconds", [], "Between two tokens of one choice, as the stream receives them.";
+    QUEUE_WAIT Histogram(WAIT_S), "garrick_queue_wait_seconds", [], "From submission to the first step that works on a prompt.";
+    PREFILL Histogram(WAIT_S), "garrick_prefill_seconds", [], "From the first step on a request to its first token.";
+    DECODE Histogram(REQUEST_S), "garrick_decode_seconds", [], "From a request's first token to its last.";
+    INFERENCE Histogram(REQUEST_S), "garrick_inference_seconds", [], "From the first step on a request to its last token.";
+    TPOT Histogram(STEP_S), "garrick_time_per_output_token_seconds", [], "A request's decode time over its tokens after the first of each choice.";
+    E2E Histogram(REQUEST_S), "garrick_e2e_seconds", [], "From an accepted request's arrival to its last token; of those that were done.";
+
+    PROMPT_TOKENS Counter, "garrick_prompt_tokens_total", [], "Prompt tokens of accepted requests.";
+    CACHED_PROMPT_TOKENS Counter, "garrick_cached_prompt_tokens_total", [], "Of those, tokens that the prefix cache already held.";
+    GENERATED_TOKENS Counter, "garrick_generated_tokens_total", [], "Tokens generated.";
+    HOP_TOKENS Counter, "garrick_hop_tokens_total", ["hop"], "Tokens that passed a hop: prepare (tokenised), quota (reserved), queue (submitted), prefill (computed for prompts, again after preemption), decode (drawn), stream (given to a reader).";
+    REQUEST_PROMPT_TOKENS Histogram(REQUEST_TOKENS), "garrick_request_prompt_tokens", [], "Prompt tokens of a request that ended.";
+    REQUEST_GENERATED_TOKENS Histogram(REQUEST_TOKENS), "garrick_request_generated_tokens", [], "Tokens generated for a request that ended, over its choices.";
+    LONGEST_CHOICE_TOKENS Histogram(REQUEST_TOKENS), "garrick_longest_choice_tokens", [], "Tokens of the longest choice of a request that ended.";
+    REQUEST_MAX_TOKENS Histogram(REQUEST_TOKENS), "garrick_request_max_tokens", [], "Bound on the output of one choice, asked for or left by the context.";
+    REQUEST_CHOICES Histogram(CHOICES), "garrick_request_choices", [], "Choices of a request, over its prompts.";
+
+    REQUESTS_WAITING Gauge, "garrick_requests_waiting", ["lane"], "Jobs that wait in a lane.";
+    REQUESTS_RUNNING Gauge, "garrick_requests_running", ["lane"], "Sequences that run in a lane.";
+    KV_BLOCKS Gauge, "garrick_kv_blocks", ["lane" "state"], "KV blocks of a lane: free, cached (findable, not in use) or held.";
+    PREFIX_QUERIES Counter, "garrick_prefix_queries_total", ["lane"], "Tokens looked up in the prefix cache.";
+    PREFIX_HITS Counter, "garrick_prefix_hits_total", ["lane"], "Tokens found there.";
+    STEPS Counter, "garrick_steps_total", ["lane"], "Steps run.";
+    FAILED_STEPS Counter, "garrick_failed_steps_total", ["lane"], "Of those, steps that failed or panicked.";
+    STEP_SECONDS Histogram(STEP_S), "garrick_step_seconds", ["lane"], "Duration of one step on the device.";
+    STEP_ROWS Histogram(ROWS), "garrick_step_tokens", ["lane"], "Tokens computed in one step: its rows.";
+    STEP_SEQUENCES Histogram(SEQUENCES), "garrick_step_sequences", ["lane"], "Sequences in one step: the batch.";
+    STEP_AGE Gauge, "garrick_step_age_seconds", ["lane"], "How long the step in flight has been running; 0 between steps.";
+    PREEMPTIONS Counter, "garrick_preemptions_total", ["lane"], "Sequences put back to wait because KV blocks ran out.";
+    STEALS Counter, "garrick_steals_total", ["lane"], "Waiting jobs that a lane took from another.";
+    LANE_READY Gauge, "garrick_lane_ready", ["lane"], "Whether a lane answers, has its executor and makes progress: 1 or 0.";
+    PANICS Counter, "garrick_panics_total", [], "Panics, wherever they were caught: each is a defect, and in the log.";
+    BOOK_ERRORS Counter, "garrick_book_errors_total", [], "Lanes that fell idle with KV block counts that do not add up: each is a defect, and in the log.";
+    RESTARTS Counter, "garrick_actor_restarts_total", ["actor"], "Long-lived actors that died and were started again.";
+    LANE_RESTARTS Counter, "garrick_lane_restarts_total", ["lane"], "Times a lane's scheduler died and was built again.";
+    LANE_GIVEN_UP Gauge, "garrick_lane_given_up", ["lane"], "1 when a lane died too often and is not built again.";
+
+    STREAMS_OPEN Gauge, "garrick_streams_open", [], "Streams being sent.";
+    STREAM_STALLS Counter, "garrick_stream_stalls_total", [], "Streams cut because their reader took nothing.";
+    QUOTA_REFUSALS Counter, "garrick_quota_refusals_total", ["limit"], "Requests refused by a limit of their key: rpm, tpm or concurrency.";
+    TENANT_REQUESTS Counter, "garrick_tenant_requests_total", ["tenant"], "Accepted requests of a tenant; of tenants beyond telemetry.max_tenant_labels as 'other'.";
+    TENANT_TOKENS Counter, "garrick_tenant_tokens_total", ["tenant" "kind"], "Tokens of a tenant's requests that ended: prompt or generated.";
+    TENANT_REFUSALS Counter, "garrick_tenant_refusals_total", ["tenant"], "Requests of a tenant refused by a limit of their key.";
+}

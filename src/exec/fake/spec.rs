@@ -20,6 +20,8 @@ pub struct FakeSpec {
     pub fail_at_step: Option<u64>,
     /// Every step that computes this token panics.
     pub panic_on_token: Option<u64>,
+    /// From that step on there is no device.
+    pub lose_at_step: Option<u64>,
     /// That step takes `wedge_ms` longer.
     pub wedge_at_step: Option<u64>,
     pub wedge_ms: u64,
@@ -39,7 +41,7 @@ pub enum FakeSpecError {
     Value { key: &'static str, value: String, allowed: &'static str },
 }
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "prefill_us_per_token",
     "decode_us_per_step",
     "decode_us_per_seq",
@@ -47,6 +49,7 @@ const KEYS: [&str; 9] = [
     "panic_at_step",
     "fail_at_step",
     "panic_on_token",
+    "lose_at_step",
     "wedge_at_step",
     "wedge_ms",
 ];
@@ -66,6 +69,7 @@ impl Default for FakeSpec {
             panic_at_step: None,
             fail_at_step: None,
             panic_on_token: None,
+            lose_at_step: None,
             wedge_at_step: None,
             wedge_ms: 60_000,
         }
@@ -113,6 +117,7 @@ impl FakeSpec {
                 match known {
                     "panic_at_step" => self.panic_at_step = step,
                     "fail_at_step" => self.fail_at_step = step,
+                    "lose_at_step" => self.lose_at_step = step,
                     _ => self.wedge_at_step = step,
                 }
             }
@@ -155,6 +160,7 @@ impl fmt::Display for FakeSpec {
             step(self.panic_at_step),
             step(self.fail_at_step),
             step(self.panic_on_token),
+            step(self.lose_at_step),
             step(self.wedge_at_step),
             (self.wedge_ms != default.wedge_ms).then(|| self.wedge_ms.to_string()),
         ];
