@@ -81,7 +81,9 @@ fn advice(error: &sqlx::Error) -> &'static str {
         (Some(13), _) => "the disk is full; make room",
         (Some(14), _) => "check that its folder exists and may be written, or set store.path",
         (Some(26), _) => "it is not an SQLite file; set store.path to another",
-        (_, sqlx::Error::PoolTimedOut) => "all connections stayed busy; try again, and check the disk",
+        (_, sqlx::Error::PoolTimedOut) => {
+            "it stayed busy: another process holds it, or the disk does not answer; end that, or try again"
+        }
         (_, sqlx::Error::PoolClosed) => "it was closed, as it is when the server shuts down",
         _ => "check the file and its folder",
     }

@@ -128,7 +128,7 @@ fn a_file_that_may_not_grow_is_an_error_with_a_name() {
     ask(&server, &key).ok();
 }
 
-/// Holds the write lock of a database until it is dropped.
+/// Holds the write lock of a database until it is dropped; in mode `EXCLUSIVE` nobody reads either.
 struct Locked(std::process::Child);
 
 impl Locked {
@@ -174,6 +174,17 @@ fn a_locked_database_stops_writers_and_no_reader() {
     assert!(failed.stderr.contains("another process holds it"), "{failed:?}");
     drop(lock);
     assert_eq!(server.launch.cli("keys create --tenant a").code, Some(0));
+}
+
+#[test]
+fn a_database_that_another_keeps_to_itself_is_named_at_the_start() {
+    let launch = Launch::fake("fake").keyed();
+    let Some(lock) = Locked::hold(&database(&launch), "EXCLUSIVE") else { return };
+    let failed = Launch::fake("fake").beside(&launch).fails();
+    assert_eq!(failed.code, INTERNAL, "{failed:?}");
+    assert!(failed.stderr.contains("garrick.db") && failed.stderr.contains("another process holds it"), "{failed:?}");
+    drop(lock);
+    Launch::fake("fake").beside(&launch).start();
 }
 
 #[test]
