@@ -20,6 +20,8 @@ pub enum StoreError {
     Migrate { path: PathBuf, advice: &'static str, source: MigrateError },
     #[error("the store {} did not answer: {advice} ({source})", path.display())]
     Query { path: PathBuf, advice: &'static str, source: sqlx::Error },
+    #[error("the store {} was removed or replaced since it was opened; restart the server", path.display())]
+    Replaced { path: PathBuf },
     #[error("key '{id}' is already in the store {}; make another id", path.display())]
     KeyExists { path: PathBuf, id: String },
     #[error("the store {} holds {column} = {value} for key '{id}', which is no valid value; restore it from a backup", path.display())]

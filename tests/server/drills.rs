@@ -2,6 +2,8 @@
 
 mod clock;
 mod connections;
+// Without debug assertions there are no fault points.
+#[cfg(debug_assertions)]
 mod panics;
 mod store;
 
@@ -18,6 +20,14 @@ fn is_honest(error: &Value) {
     let message = error["message"].as_str().expect("a text");
     let told = INTERNAL.iter().find(|word| message.contains(**word));
     assert!(told.is_none(), "{message}");
+}
+
+#[cfg(not(debug_assertions))]
+#[test]
+fn a_build_without_fault_points_says_so() {
+    let failed = Launch::fake("fake").env("GARRICK_FAULTS", "faults").fails();
+    assert_eq!(failed.code, Some(64), "{failed:?}");
+    assert!(failed.stderr.contains("GARRICK_FAULTS"), "{failed:?}");
 }
 
 /// A step that fails once is run again, sequence by sequence; only one that fails twice running ends its request.
