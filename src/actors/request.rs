@@ -114,7 +114,7 @@ impl RequestActor {
         let choices = generation.prompts.iter().flat_map(|prompt| self.choices(prompt, &generation)).collect();
         let prompt_tokens = generation.num_prompt_tokens();
         metrics().prompt_tokens.increment(prompt_tokens);
-        let (alive, gone) = oneshot::channel();
+        let (alive, gone) = oneshot::channel::<()>();
         ctx.spawn(gone.into_actor(self).map(|_, request, ctx| request.inherit(ctx)));
         self.queue = Some(queue.clone());
         metrics().hops.queue.increment(prompt_tokens);

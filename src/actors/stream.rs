@@ -7,7 +7,7 @@
 //! long done, because somebody must cut a reader that stalls before the end of a finished answer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::fut::ActorFutureExt;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, WrapFuture};
@@ -203,21 +203,24 @@ impl StreamActor {
         self.abandon(State::Left);
     }
 
-    /// A reader that had something to take and took nothing for the whole interval is cut. After the last item there is
-    /// always something to take: the end.
-    fn watch_reader(&self, ctx: &mut Context<Self>) {
-        let mut taken_before = None;
-        ctx.run_interval(self.limits.stall_timeout, move |stream, ctx| {
+    /// A reader that had something to take and took nothing from one look to the next is cut. After the last item there
+    /// is always something to take: the end. A look that comes late finds out nothing: the process itself stood still,
+    /// and the response has not had its turn yet.
+    fn watch_reader(&self, taken_before: Option<u64>, ctx: &mut Context<Self>) {
+        let interval = self.limits.stall_timeout;
+        let due = Instant::now() + interval;
+        ctx.run_later(interval, move |stream, ctx| {
             let (bytes, taken) = stream.outlet.backlog();
             let is_ended = matches!(stream.state, State::Ending | State::Ended);
-            let is_due = bytes > 0 || is_ended;
-            if is_due && taken_before == Some(taken) {
+            let has_more = bytes > 0 || is_ended;
+            let is_late = Instant::now() > due + interval / 2;
+            if has_more && !is_late && taken_before == Some(taken) {
                 stream.cut("nothing was read for server.stall_timeout_s");
                 if stream.state == State::Ended {
-                    ctx.stop();
+                    return ctx.stop();
                 }
             }
-            taken_before = is_due.then_some(taken);
+            stream.watch_reader(has_more.then_some(taken), ctx);
         });
     }
 
@@ -280,7 +283,7 @@ impl Actor for StreamActor {
             State::Ending => {}
             _ => stream.abandon(State::Left),
         }));
-        self.watch_reader(ctx);
+        self.watch_reader(None, ctx);
         self.queue.attach(ctx.address().recipient());
     }
 }

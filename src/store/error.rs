@@ -20,6 +20,8 @@ pub enum StoreError {
     Migrate { path: PathBuf, advice: &'static str, source: MigrateError },
     #[error("the store {} did not answer: {advice} ({source})", path.display())]
     Query { path: PathBuf, advice: &'static str, source: sqlx::Error },
+    #[error("the store {} was removed or replaced since it was opened; restart the server", path.display())]
+    Replaced { path: PathBuf },
     #[error("key '{id}' is already in the store {}; make another id", path.display())]
     KeyExists { path: PathBuf, id: String },
     #[error("the store {} holds {column} = {value} for key '{id}', which is no valid value; restore it from a backup", path.display())]
@@ -81,7 +83,9 @@ fn advice(error: &sqlx::Error) -> &'static str {
         (Some(13), _) => "the disk is full; make room",
         (Some(14), _) => "check that its folder exists and may be written, or set store.path",
         (Some(26), _) => "it is not an SQLite file; set store.path to another",
-        (_, sqlx::Error::PoolTimedOut) => "all connections stayed busy; try again, and check the disk",
+        (_, sqlx::Error::PoolTimedOut) => {
+            "it stayed busy: another process holds it, or the disk does not answer; end that, or try again"
+        }
         (_, sqlx::Error::PoolClosed) => "it was closed, as it is when the server shuts down",
         _ => "check the file and its folder",
     }

@@ -94,11 +94,13 @@ impl Store {
 
     /// The key with this hash, revoked or not.
     pub async fn find_by_hash(&self, sha256: &[u8; 32]) -> Result<Option<KeyRow>, StoreError> {
+        self.check_in_place()?;
         let row = sqlx::query("SELECT * FROM keys WHERE sha256 = ?").bind(&sha256[..]).fetch_optional(&self.pool).await;
         row.map_err(|e| self.query_error(e))?.map(|row| self.to_key(&row)).transpose()
     }
 
     pub async fn count_keys(&self) -> Result<KeyCounts, StoreError> {
+        self.check_in_place()?;
         let select = "SELECT count(*) - count(revoked_at), count(*) FROM keys";
         let counts: (i64, i64) = sqlx::query_as(select).fetch_one(&self.pool).await.map_err(|e| self.query_error(e))?;
         Ok(KeyCounts { active: counts.0.unsigned_abs(), total: counts.1.unsigned_abs() })

@@ -8,6 +8,7 @@
 mod error;
 mod keys;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Store {
     pool: SqlitePool,
     path: PathBuf,
+    /// Device and inode of the open file; none where they cannot be told.
+    identity: Option<(u64, u64)>,
 }
 
 impl Store {
@@ -55,7 +58,7 @@ impl Store {
             .connect_with(options)
             .await
             .map_err(|e| StoreError::open(path, e))?;
-        let store = Self { pool, path: path.to_owned() };
+        let store = Self { pool, path: path.to_owned(), identity: identity(path) };
         MIGRATIONS.run(&store.pool).await.map_err(|e| StoreError::migrate(path, e))?;
         Ok(store)
     }
@@ -69,9 +72,20 @@ impl Store {
         self.pool.close().await;
     }
 
+    /// An open file lives on without its name: whoever asks it would not hear of keys revoked in the file that took its
+    /// place.
+    fn check_in_place(&self) -> Result<(), StoreError> {
+        let is_in_place = self.identity.is_none() || self.identity == identity(&self.path);
+        if is_in_place { Ok(()) } else { Err(StoreError::Replaced { path: self.path.clone() }) }
+    }
+
     fn query_error(&self, error: sqlx::Error) -> StoreError {
         StoreError::query(&self.path, error)
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]

@@ -39,7 +39,9 @@ fn more_waiting_tokens_than_the_bound_are_refused() {
     let server = Launch::fake(SLOW).set("scheduler.max_running=1").set("admission.max_waiting_tokens=100").start();
     let mut running = server.stream(CHAT, &endless());
     running.next().expect("an opening");
-    running.next().expect("it runs, so its prompt does not wait");
+    // The request hears of its start after the first token and before the second.
+    running.next().expect("it runs");
+    running.next().expect("its prompt does not wait any more");
     let long = |len| completion(json!({"prompt": "x".repeat(len), "stream": true}));
     // Larger than the whole bound, but alone: its limit is the context.
     let waiting = server.stream(COMPLETIONS, &long(120));

@@ -2,6 +2,8 @@
 
 mod clock;
 mod connections;
+// Without debug assertions there are no fault points.
+#[cfg(debug_assertions)]
 mod panics;
 mod store;
 
@@ -20,6 +22,14 @@ fn is_honest(error: &Value) {
     assert!(told.is_none(), "{message}");
 }
 
+#[cfg(not(debug_assertions))]
+#[test]
+fn a_build_without_fault_points_says_so() {
+    let failed = Launch::fake("fake").env("GARRICK_FAULTS", "faults").fails();
+    assert_eq!(failed.code, Some(64), "{failed:?}");
+    assert!(failed.stderr.contains("GARRICK_FAULTS"), "{failed:?}");
+}
+
 /// A step that fails once is run again, sequence by sequence; only one that fails twice running ends its request.
 const TWICE: &str = "fail_at_step=7,panic_at_step=8";
 
@@ -31,7 +41,9 @@ fn a_step_that_fails_once_is_noticed_by_nobody() {
         let choices = server.post(CHAT, &body).ok()["choices"].clone();
         let streamed = server.stream(CHAT, &with(body.clone(), json!({"stream": true}))).rest();
         assert_eq!(choice_text(&streamed, 2), choices[2]["message"]["content"].as_str().expect("a text"));
-        assert_eq!(server.log().contains("drill"), model.contains("_at_step"), "{}", server.log());
+        let is_drilled = model.contains("_at_step");
+        assert!(!is_drilled || eventually(|| server.log().contains("drill")), "the log has the reason");
+        assert!(is_drilled || !server.log().contains("drill"), "{}", server.log());
         choices
     };
     let expected = choices("fake");
@@ -44,7 +56,7 @@ fn a_step_that_fails_once_is_noticed_by_nobody() {
 fn a_step_that_fails_twice_is_a_500_and_then_the_server_goes_on() {
     let server = Launch::fake(&format!("fake:{TWICE}")).start();
     is_honest(&server.post(CHAT, &chat(json!({"max_tokens": 50}))).error(500));
-    assert!(server.log().contains("drill"), "the log has the reason: {}", server.log());
+    assert!(eventually(|| server.log().contains("drill")), "the log has the reason: {}", server.log());
     server.wait_idle();
     server.get("/health/ready").ok();
     let again = server.post(COMPLETIONS, &completion(json!({"seed": 1}))).ok();

@@ -128,7 +128,7 @@ fn a_file_that_may_not_grow_is_an_error_with_a_name() {
     ask(&server, &key).ok();
 }
 
-/// Holds the write lock of a database until it is dropped.
+/// Holds the write lock of a database until it is dropped; in mode `EXCLUSIVE` nobody reads either.
 struct Locked(std::process::Child);
 
 impl Locked {
@@ -174,6 +174,17 @@ fn a_locked_database_stops_writers_and_no_reader() {
     assert!(failed.stderr.contains("another process holds it"), "{failed:?}");
     drop(lock);
     assert_eq!(server.launch.cli("keys create --tenant a").code, Some(0));
+}
+
+#[test]
+fn a_database_that_another_keeps_to_itself_is_named_at_the_start() {
+    let launch = Launch::fake("fake").keyed();
+    let Some(lock) = Locked::hold(&database(&launch), "EXCLUSIVE") else { return };
+    let failed = Launch::fake("fake").beside(&launch).fails();
+    assert_eq!(failed.code, INTERNAL, "{failed:?}");
+    assert!(failed.stderr.contains("garrick.db") && failed.stderr.contains("another process holds it"), "{failed:?}");
+    drop(lock);
+    Launch::fake("fake").beside(&launch).start();
 }
 
 #[test]
@@ -236,11 +247,12 @@ fn a_database_that_is_removed_opens_no_door() {
         let _ = fs::remove_file(server.launch.dir().join(name));
     }
     ask(&server, &key).ok();
-    let answer = ask(&server, &other);
-    // Its open files live on without a name, so it may still find the key; it must not take a stranger's.
-    assert!([200, 401, 503].contains(&answer.status), "{}", answer.text());
-    let answer = ask(&server, &key.replace(&key[5..9], "AAAA"));
-    assert!([401, 503].contains(&answer.status), "{}", answer.text());
+    // Another file in its place says nothing to the server, which must not go on asking the old one.
+    let replaced = server.launch.new_key("");
+    for unknown in [&other, &replaced] {
+        assert_eq!(ask(&server, unknown).error(503)["code"], "unavailable");
+    }
+    assert!(eventually(|| server.log().contains("removed or replaced")), "the log says why: {}", server.log());
     assert_eq!(server.ask(&Request::post(CHAT, &chat(json!({})))).status, 401);
 }
 
