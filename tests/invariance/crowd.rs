@@ -80,13 +80,17 @@ pub fn requests(model: &Model, seed: u64, num: usize) -> Vec<Request> {
     requests
 }
 
-/// New tokens, after the beginning of another's prompt (or all of it) as often as not.
+/// New tokens; or the beginning of another's prompt, or all of it, and then new ones; or what stands in another's
+/// blocks after a block of its own, which must not be taken for the same.
 fn prompt(random: &mut Random, others: &[Request], vocab_size: usize) -> Vec<TokenId> {
     let len = random.pick(&LENGTHS);
     let mut tokens = Vec::with_capacity(len);
     if !others.is_empty() && random.once_in(2) {
         let other = &others[random.within(0..others.len())].prompt;
-        tokens.extend(other.iter().take(len));
+        let own_block = if random.once_in(3) { BLOCK_TOKENS.min(len) } else { 0 };
+        tokens.extend((0..own_block).map(|_| random.within(0..vocab_size) as TokenId));
+        let skipped = if own_block > 0 { random.pick(&[0, BLOCK_TOKENS]) } else { 0 };
+        tokens.extend(other.iter().skip(skipped).take(len - tokens.len()));
     }
     tokens.extend((tokens.len()..len).map(|_| random.within(0..vocab_size) as TokenId));
     tokens

@@ -22,6 +22,9 @@ const WINDOW: usize = 4;
 /// A crowd needs some thousands; a lane that goes on for longer has lost somebody.
 const MAX_ROUNDS: u64 = 100_000;
 
+/// The first step to be lost, while prompts are still being computed.
+const FIRST_LOST: u64 = 4;
+
 /// What a request was told, floats by their bits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answer {
@@ -173,7 +176,8 @@ impl Device {
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError> {
         let output = self.executor.step(plan)?;
         self.steps += 1;
-        let is_lost = plan.rows.len() > 1 && self.lost_steps.is_some_and(|every| self.steps.is_multiple_of(every));
+        let is_due = self.lost_steps.is_some_and(|every| self.steps % every == FIRST_LOST);
+        let is_lost = plan.rows.len() > 1 && is_due;
         if is_lost { Err(ExecError::Failed("lost".into())) } else { Ok(output) }
     }
 }

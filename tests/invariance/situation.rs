@@ -100,16 +100,20 @@ pub const NAMED: [Named; 9] = [
     ("on more threads than cores", || Situation { lanes: vec![17], ..chunked(64, 128) }, |seen| seen.max_rows == 128),
     ("found in the prefix cache", cached, |seen| seen.prefix_hits > 300),
     ("in another order, a few at a time", reversed, |seen| (2..32).contains(&seen.max_sequences)),
-    ("after lost steps", || Situation { lost_steps: Some(25), ..calm() }, |seen| seen.lost_steps > 1),
+    (
+        "after lost steps, in the middle of prompts too",
+        || Situation { lost_steps: Some(40), ..chunked(16, 128) },
+        |seen| seen.lost_steps > 0 && seen.chunks > 30,
+    ),
 ];
 
 /// For a crowd of talkers.
 pub const SHORT_OF_BLOCKS: [Named; 3] = [
-    ("preempted", || Situation { num_blocks: 30, ..calm() }, |seen| seen.preemptions > 5),
+    ("preempted", || Situation { num_blocks: 30, ..chunked(5, 300) }, |seen| seen.preemptions > 5),
     (
         "preempted, and resumed after its own prefix",
         || Situation { num_blocks: 40, ..cached() },
-        |seen| seen.preemptions > 5 && seen.prefix_hits > 100,
+        |seen| seen.preemptions > 5 && seen.prefix_hits > 0,
     ),
     ("preempted, and resumed by another lane", moved, |seen| seen.preemptions > 5 && seen.passed_on_begun > 1),
 ];
