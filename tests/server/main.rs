@@ -9,6 +9,7 @@ mod agreement;
 mod chat;
 mod commands;
 mod completions;
+mod crowd;
 mod demo;
 mod drills;
 mod errors;

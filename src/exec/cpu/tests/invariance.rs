@@ -7,6 +7,8 @@ use super::*;
 use crate::model::spec::QkNorm;
 
 const BATCH: usize = 33;
+/// Three of them a row: the order of a sum of two would not show.
+const NUM_EXPERTS: usize = 5;
 
 /// All row-wise operations of a layer on `x`, one after the other, ending in logits.
 fn row_wise(ops: &mut CpuOps, x: &CpuRows, w: &Weights) -> Vec<f32> {
@@ -16,10 +18,15 @@ fn row_wise(ops: &mut CpuOps, x: &CpuRows, w: &Weights) -> Vec<f32> {
     let down = ops.load_matrix(std::slice::from_ref(&w.down));
     let experts = MoeWeights {
         router: ops.load_matrix(std::slice::from_ref(&w.router)),
-        gate_up: vec![gate_up.clone(); 3],
+        gate_up: vec![gate_up.clone(); NUM_EXPERTS],
         down: w.expert_downs.iter().map(|d| ops.load_matrix(std::slice::from_ref(d))).collect(),
     };
-    let moe = MoeSpec { num_experts: 3, experts_per_token: 2, intermediate_size: w.down.shape[1], renormalise: true };
+    let moe = MoeSpec {
+        num_experts: NUM_EXPERTS,
+        experts_per_token: 3,
+        intermediate_size: w.down.shape[1],
+        renormalise: true,
+    };
     let (mut normed, mut inner, mut gated, mut out, mut routed) =
         (ops.new_rows(), ops.new_rows(), ops.new_rows(), ops.new_rows(), ops.new_rows());
     ops.rms_norm(x, &norm, 1e-5, &mut normed);
@@ -49,8 +56,8 @@ impl Weights {
             bias: random.values(2 * intermediate),
             gate_up: (0..2).map(|_| random.tensor(dtype, intermediate, hidden).0).collect(),
             down: random.tensor(dtype, hidden, intermediate).0,
-            router: random.tensor(dtype, 3, hidden).0,
-            expert_downs: (0..3).map(|_| random.tensor(dtype, hidden, intermediate).0).collect(),
+            router: random.tensor(dtype, NUM_EXPERTS, hidden).0,
+            expert_downs: (0..NUM_EXPERTS).map(|_| random.tensor(dtype, hidden, intermediate).0).collect(),
         }
     }
 }
