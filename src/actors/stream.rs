@@ -67,6 +67,9 @@ pub(super) enum State {
     Left,
     /// This error ends the stream once the lanes have let go.
     Failing(Error),
+    /// The owner is being told. Not over before it has answered: a message whose sender is gone is never handled, and
+    /// the owner would keep permit and lease for ever.
+    Ending,
     /// The last item was put; the reader may not have taken it yet.
     Ended,
 }
@@ -216,8 +219,8 @@ impl StreamActor {
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Ended => return,
+        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ending) {
+            ended @ (State::Ending | State::Ended) => return self.state = ended,
             State::Open => (Some(Item::End(self.usage)), Outcome::Done),
             State::Left => (None, Outcome::Cancelled),
             State::Failing(error) => {
@@ -230,6 +233,7 @@ impl StreamActor {
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
         let told = self.owner.send(StreamEnded(self.ended(outcome))).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
+            stream.state = State::Ended;
             if let Some(item) = last {
                 stream.outlet.put(item);
             }
