@@ -71,8 +71,13 @@ impl LaneReport {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
-    use crate::sched::LaneStats;
+    use crate::actors::scheduler::Die;
+    use crate::actors::supervisor::{self, LaneSeed};
+    use crate::exec::fake::{FakeExecutor, FakeSpec};
+    use crate::sched::{LaneConfig, LaneStats};
 
     const LIMIT: Duration = Duration::from_secs(2);
 
@@ -99,5 +104,35 @@ mod tests {
         for (ill, why) in cases {
             assert_eq!(ill.trouble(LIMIT).as_deref(), Some(why));
         }
+    }
+
+    fn seed() -> LaneSeed {
+        let config = LaneConfig {
+            num_blocks: 8,
+            max_batch_tokens: 16,
+            max_chunk_tokens: 16,
+            max_running: 2,
+            max_model_len: 64,
+            prefix_cache: true,
+        };
+        LaneSeed { executor: Box::new(FakeExecutor::new(FakeSpec::default(), 8)), config, steal_window: 4 }
+    }
+
+    #[test]
+    fn a_lane_that_keeps_dying_is_given_up_and_the_other_is_well() {
+        actix::System::new().block_on(async {
+            let (lanes, _supervisor) = supervisor::start(vec![seed(), seed()]).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !lanes.is_given_up(0) {
+                assert!(Instant::now() < deadline, "lane 0 is still being built again");
+                if let Some(alive) = lanes.address(0).filter(|address| address.connected()) {
+                    let _ = alive.try_send(Die);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let given_up = trouble(&lanes, 0, LIMIT).await;
+            assert_eq!(given_up.as_deref(), Some("the scheduler kept dying and is given up"));
+            assert_eq!(trouble(&lanes, 1, LIMIT).await, None);
+        });
     }
 }

@@ -165,7 +165,7 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)
-        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes, prompt_tokens = Empty))
+        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes as i64, prompt_tokens = Empty))
         .await?;
     check(&services, &generation)?;
     let prompt_tokens = generation.num_prompt_tokens() as usize;
@@ -173,7 +173,7 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let lease = services
         .quota
         .send(Reserve { principal, tokens })
-        .instrument(tracing::info_span!("quota", tokens))
+        .instrument(tracing::info_span!("quota", tokens = tokens as i64))
         .await
         .map_err(Error::internal)??;
     permit.queue_tokens(prompt_tokens)?;
@@ -204,7 +204,7 @@ async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> R
         let _turn = services.prepare_turns.acquire().await.map_err(Error::internal)?;
         actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)??
     };
-    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens());
+    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens() as i64);
     metrics().hops.prepare.increment(generation.num_prompt_tokens());
     Ok(generation)
 }
@@ -213,7 +213,9 @@ async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Err
     for job in jobs {
         let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
-        let span = tracing::info_span!("submit", lane, request = job.request.0, prompt_tokens = job.prompt.len());
+        // Signed, here and in the other spans: the bridge to OpenTelemetry makes texts of unsigned numbers.
+        let (request, prompt_tokens) = (job.request.0 as i64, job.prompt.len() as i64);
+        let span = tracing::info_span!("submit", lane = lane as i64, request, prompt_tokens);
         address.send(Submit(job)).instrument(span).await.map_err(Error::internal)?;
     }
     Ok(())

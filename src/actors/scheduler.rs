@@ -226,3 +226,21 @@ impl Handler<Inspect> for SchedulerActor {
         })
     }
 }
+
+/// A drill: the handler panics.
+#[cfg(test)]
+pub struct Die;
+
+#[cfg(test)]
+impl actix::Message for Die {
+    type Result = ();
+}
+
+#[cfg(test)]
+impl Handler<Die> for SchedulerActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Die, _: &mut Self::Context) {
+        panic!("drill: the scheduler of lane {} dies", self.index);
+    }
+}

@@ -21,7 +21,7 @@ use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_BACKOFF: Duration = if cfg!(test) { FIRST_BACKOFF } else { Duration::from_secs(5) };
 /// A lane that dies this often in a row, each time within [`HEALTHY_AFTER`], is given up.
 const MAX_RESTARTS: u32 = 8;
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
