@@ -226,6 +226,30 @@ fn files_that_compose_and_container_name_exist() {
     }
 }
 
+/// What one file calls another's service, folder or port is what that file has.
+#[test]
+fn services_find_each_other() {
+    let yaml =
+        |file: &str| -> Value { serde_saphyr::from_str(&text(file)).unwrap_or_else(|e| panic!("deploy/{file}: {e}")) };
+    let (compose, prometheus) = (yaml("compose.yaml"), yaml("prometheus.yml"));
+    let (datasource, provider) = (yaml("grafana/datasource.yml"), yaml("grafana/dashboards.yml"));
+    let services = &compose["services"];
+    let scraped = &prometheus["scrape_configs"][0]["dns_sd_configs"][0];
+    assert!(services[scraped["names"][0].as_str().expect("a name")].is_object(), "{scraped}");
+    assert!(text("Containerfile").contains(&format!("\nEXPOSE {}\n", scraped["port"])), "{scraped}");
+    assert_eq!(prometheus["scrape_configs"][0]["job_name"], "garrick", "the rules' up{{job=…}}");
+    let url = datasource["datasources"][0]["url"].as_str().expect("an address");
+    let (host, port) = url.strip_prefix("http://").and_then(|rest| rest.split_once(':')).expect("a port");
+    let published = services[host]["ports"][0].as_str().expect("a port");
+    assert!(published.ends_with(&format!(":{port}")), "{url}: {published}");
+    let folder = provider["providers"][0]["options"]["path"].as_str().expect("a folder");
+    let mounts = services["grafana"]["volumes"].as_array().expect("volumes");
+    let dashboard = format!("./grafana/dashboard.json:{folder}/garrick.json:ro");
+    assert!(mounts.contains(&json!(dashboard)), "{mounts:?}");
+    // Those that were not asked for do not start.
+    assert_eq!(services["redis"]["profiles"], json!(["redis"]));
+}
+
 /// The image's health check, run by the shell it names.
 #[test]
 fn the_images_health_check_knows_a_live_server_from_a_dead_one() {
