@@ -2,9 +2,9 @@
 # Everything that must pass: format, lints, tests. The last lines are cargo's own.
 # Usage: scripts/test.sh [arguments for cargo test]
 #
-# Sets up what some tests need beyond Rust: Python with the OpenAI SDK (target/venv) and SmolLM2's weights
-# (target/smollm2, 94 MB, fetched once). Where that cannot be had, those tests are skipped and say so; with CI=true it
-# is a failure.
+# Sets up what some tests need beyond Rust: Python with the OpenAI SDK and linters (target/venv) and SmolLM2's weights
+# (target/smollm2, 94 MB, fetched once); Prometheus (Debian's package prometheus) is only looked for. Where that cannot be
+# had, those tests are skipped and say so; with CI=true it is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,6 +48,17 @@ set_up_python() {
     cp scripts/sdk-requirements.txt $venv/installed
 }
 
+set_up_linters() {
+    local venv=target/venv
+    cmp -s scripts/lint-requirements.txt $venv/installed-linters && return 0
+    $venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/lint-requirements.txt || return 1
+    cp scripts/lint-requirements.txt $venv/installed-linters
+}
+
+find_prometheus() {
+    { command -v prometheus && command -v promtool; } || { echo "Debian's package prometheus has them"; return 1; }
+}
+
 fetch_smollm2() {
     # The environment's own pip, where there is one: a system's Python often has none.
     PATH="$PWD/target/venv/bin:$PATH" scripts/fetch-smollm2.sh
@@ -65,6 +76,8 @@ report() {
 stage "format" cargo fmt --check
 stage "lints" cargo clippy --all-targets -- -D warnings
 optional "Python with the OpenAI SDK" set_up_python
+optional "linters for deploy/" set_up_linters
+optional "Prometheus and promtool" find_prometheus
 optional "SmolLM2-135M-Instruct" fetch_smollm2
 trap report EXIT
 stage "tests" cargo test --no-fail-fast "$@"

@@ -82,7 +82,9 @@ impl LaneReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sched::LaneStats;
+    use crate::actors::supervisor::{LaneSeed, Wards};
+    use crate::exec::fake::{FakeExecutor, FakeSpec};
+    use crate::sched::{LaneConfig, LaneStats};
 
     const LIMIT: Duration = Duration::from_secs(2);
 
@@ -108,5 +110,30 @@ mod tests {
         for (ill, why) in cases {
             assert_eq!(ill.trouble(LIMIT).as_deref(), Some(why));
         }
+    }
+
+    fn seed() -> LaneSeed {
+        let config = LaneConfig {
+            num_blocks: 8,
+            max_batch_tokens: 16,
+            max_chunk_tokens: 16,
+            max_running: 2,
+            max_model_len: 64,
+            prefix_cache: true,
+        };
+        LaneSeed { executor: Box::new(FakeExecutor::new(FakeSpec::default(), 8)), config, steal_window: 4 }
+    }
+
+    #[test]
+    fn a_lane_that_is_given_up_or_lost_says_so_and_the_other_is_well() {
+        actix::System::new().block_on(async {
+            let lanes = Wards::default().start_lanes(vec![seed(), seed(), seed()]).unwrap();
+            lanes.give_up(0);
+            lanes.set_lost(1);
+            let given_up = trouble(&lanes, 0, LIMIT).await;
+            assert_eq!(given_up.as_deref(), Some("the scheduler kept dying and is given up"));
+            assert_eq!(trouble(&lanes, 1, LIMIT).await.as_deref(), Some("the device is lost"));
+            assert_eq!(trouble(&lanes, 2, LIMIT).await, None);
+        });
     }
 }

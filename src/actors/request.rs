@@ -245,14 +245,14 @@ async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin)
     let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
     let mut permit = services.admission.try_admit()?;
     let generation = prepare(&services, begin.prepare, begin.input_bytes)
-        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes, prompt_tokens = Empty))
+        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes as i64, prompt_tokens = Empty))
         .await?;
     check(&services, &generation)?;
     // Before the quota: a request that is refused for want of room is charged for nothing.
     permit.queue_tokens(generation.num_prompt_tokens() as usize)?;
     let tokens = reservation(&services, &principal, &generation);
     let reserve = services.quota.ask(Reserve { principal, tokens });
-    let lease = reserve.instrument(tracing::info_span!("quota", tokens)).await??;
+    let lease = reserve.instrument(tracing::info_span!("quota", tokens = tokens as i64)).await??;
     Ok(Admitted { generation, permit, lease, deadline_us })
 }
 
@@ -284,7 +284,7 @@ async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> R
         };
         actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)??
     };
-    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens());
+    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens() as i64);
     metrics().hops.prepare.increment(generation.num_prompt_tokens());
     Ok(generation)
 }
@@ -293,7 +293,9 @@ async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Err
     for job in jobs {
         let placed = services.lanes.place(&job);
         let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
-        let span = tracing::info_span!("submit", lane, request = job.request.0, prompt_tokens = job.prompt.len());
+        // Signed, here and in the other spans: the bridge to OpenTelemetry makes texts of unsigned numbers.
+        let (request, prompt_tokens) = (job.request.0 as i64, job.prompt.len() as i64);
+        let span = tracing::info_span!("submit", lane = lane as i64, request, prompt_tokens);
         let sent = address.send(Submit(job)).instrument(span).await;
         sent.map_err(|e| Error::unavailable("the lane is being restarted; try again", 1).with_internal(e))?;
     }

@@ -247,3 +247,9 @@ impl Handler<Inspect> for SchedulerActor {
         })
     }
 }
+
+#[cfg(test)]
+impl actix::Message for Die {
+    type Result = ();
+}
+

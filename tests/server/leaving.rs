@@ -119,3 +119,16 @@ fn many_leave_at_once() {
     server.wait_idle();
     server.post(CHAT, &chat(json!({}))).ok();
 }
+
+/// The end of an answer and the end of its reader may come in one breath.
+#[test]
+fn who_leaves_while_the_answer_ends_leaves_nothing() {
+    let server = Launch::fake("fake").start();
+    for _ in 0..150 {
+        let mut stream = server.stream(CHAT, &chat(json!({"max_tokens": 400, "stream": true})));
+        stream.next().expect("it began");
+        drop(stream);
+    }
+    server.wait_for("garrick_finished_total", |ended| ended == 150.0);
+    server.wait_idle();
+}

@@ -23,6 +23,8 @@ pub use tenants::TenantMetrics;
 use tenants::Tenants;
 pub use vllm::{ALIASES, Alias, Served};
 
+use super::error::Code;
+
 /// All series, and the handles that need no labels.
 pub struct Metrics {
     registry: Registry,
@@ -114,6 +116,7 @@ impl Metrics {
         let gauge = |metric| registry.gauge(metric, &[]);
         let histogram = |metric| registry.histogram(metric, &[]);
         registry.gauge(&table::BUILD_INFO, &[env!("CARGO_PKG_VERSION")]).set(1.0);
+        open_series(&registry);
         let hop = |hop| registry.counter(&table::HOP_TOKENS, &[hop]);
         Self {
             ready: gauge(&table::READY),
@@ -231,6 +234,22 @@ impl Metrics {
         }
         process::render(&mut out);
         out
+    }
+}
+
+/// Series whose first event would be lost if they began with it: a rate needs the value before.
+fn open_series(registry: &Registry) {
+    for code in Code::ALL {
+        registry.counter(&table::ERRORS, &[code.as_str()]);
+    }
+    for (metric, labels) in [
+        (&table::QUOTA_REFUSALS, &["rpm", "tpm", "concurrency"][..]),
+        (&table::FINISHED, &["done", "cancelled", "failed"]),
+        (&table::FINISH_REASONS, &["stop", "length", "abort", "error"]),
+    ] {
+        for label in labels {
+            registry.counter(metric, &[label]);
+        }
     }
 }
 
