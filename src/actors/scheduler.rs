@@ -247,9 +247,3 @@ impl Handler<Inspect> for SchedulerActor {
         })
     }
 }
-
-#[cfg(test)]
-impl actix::Message for Die {
-    type Result = ();
-}
-
