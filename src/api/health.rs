@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use serde_json::json;
 
+use super::wire::health::{Live, Ready};
 use crate::actors::messages::Inspect;
 use crate::actors::services::Services;
 use crate::base::metrics::metrics;
@@ -15,7 +15,7 @@ const MAX_ANSWER: Duration = Duration::from_secs(1);
 
 /// The process runs and its HTTP side answers. Nothing more: an orchestrator restarts what fails this.
 pub async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(json!({"status": "live"}))
+    HttpResponse::Ok().json(Live::LIVE)
 }
 
 /// Whether a request sent now would make progress: every lane answers, none has been at one step for too long, and the
@@ -30,11 +30,8 @@ pub async fn ready(services: web::Data<Services>) -> HttpResponse {
             reasons.push(format!("lane {lane}: {reason}"));
         }
     }
-    let (status, word) = match reasons.is_empty() {
-        true => (StatusCode::OK, "ready"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-    };
-    HttpResponse::build(status).json(json!({"status": word, "reasons": reasons}))
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    HttpResponse::build(status).json(Ready::new(reasons))
 }
 
 async fn trouble(services: &Services, lane: usize) -> Option<String> {

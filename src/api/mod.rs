@@ -3,12 +3,14 @@
 mod chat;
 mod completions;
 mod connection;
+mod docs;
 mod edge;
 mod error;
 mod generate;
 mod health;
 mod logprobs;
 mod models;
+pub mod openapi;
 mod prompt;
 mod server;
 mod sse;
@@ -29,4 +31,6 @@ pub(crate) const ROUTES: &[&str] = &[
     "/health/live",
     "/health/ready",
     "/metrics",
+    "/openapi.json",
+    "/docs",
 ];

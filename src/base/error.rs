@@ -20,6 +20,8 @@ pub enum Code {
     /// No such route or object.
     NotFound,
     ModelNotFound,
+    /// The route has other methods.
+    MethodNotAllowed,
     /// The body is larger than `server.max_body_bytes`.
     TooLarge,
     /// A limit of this key.
@@ -40,13 +42,14 @@ pub enum Code {
 
 impl Code {
     /// Every code, for tables and tests.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::InvalidRequest,
         Code::ContextLengthExceeded,
         Code::Unauthenticated,
         Code::Forbidden,
         Code::NotFound,
         Code::ModelNotFound,
+        Code::MethodNotAllowed,
         Code::TooLarge,
         Code::RateLimited,
         Code::Overloaded,
@@ -66,6 +69,7 @@ impl Code {
             Code::Forbidden => "forbidden",
             Code::NotFound => "not_found",
             Code::ModelNotFound => "model_not_found",
+            Code::MethodNotAllowed => "method_not_allowed",
             Code::TooLarge => "too_large",
             Code::RateLimited => "rate_limited",
             Code::Overloaded => "overloaded",
@@ -87,6 +91,7 @@ impl Code {
             | Code::Forbidden
             | Code::NotFound
             | Code::ModelNotFound
+            | Code::MethodNotAllowed
             | Code::TooLarge
             | Code::DeadlineExceeded
             | Code::Cancelled => false,
@@ -149,6 +154,12 @@ impl Error {
         let asked: String = asked.chars().take(200).collect();
         Self::new(Code::ModelNotFound, format!("the model '{asked}' does not exist here; '{served}' is served"))
             .with_param("model")
+    }
+
+    /// `allowed`: the methods that there are, as `GET, HEAD`.
+    pub fn method_not_allowed(method: &str, allowed: &str) -> Self {
+        let method: String = method.chars().take(32).collect();
+        Self::new(Code::MethodNotAllowed, format!("this route does not take {method}; it takes {allowed}"))
     }
 
     pub fn too_large(limit_bytes: usize) -> Self {

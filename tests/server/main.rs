@@ -17,6 +17,7 @@ mod keys;
 mod lanes;
 mod leaving;
 mod lifecycle;
+mod openapi;
 mod sampling;
 mod sdk;
 mod slow;

@@ -11,11 +11,13 @@ pub mod chat;
 pub mod completion;
 pub mod error;
 mod fields;
+pub mod health;
 pub mod logprobs;
 mod messages;
 pub mod models;
 pub mod response;
 pub mod sampling;
+pub mod schema;
 pub mod tokenize;
 
 pub use chat::{ChatRequest, RenderRequest};
