@@ -57,6 +57,9 @@ pub(super) enum State {
     Left,
     /// This error ends the stream once the lanes have let go.
     Failing(Error),
+    /// The lanes have let go, and the owner is being told. The stream must wait for that also when the reader leaves: a
+    /// message whose sender is gone is dropped unread, and permit and lease with it would never be returned.
+    Ending,
     /// The last item was put; the reader may not have taken it yet.
     Ended,
 }
@@ -179,8 +182,8 @@ impl StreamActor {
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Ended => return,
+        let (last, outcome) = match self.state.clone() {
+            State::Ending | State::Ended => return,
             State::Open => (Some(Item::End(self.usage)), Outcome::Done),
             State::Left => (None, Outcome::Cancelled),
             State::Failing(error) => {
@@ -190,9 +193,11 @@ impl StreamActor {
                 (Some(Item::Error(error)), Outcome::Failed)
             }
         };
+        self.state = State::Ending;
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
         let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
+            stream.state = State::Ended;
             if let Some(item) = last {
                 stream.outlet.put(item);
             }
