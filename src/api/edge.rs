@@ -9,7 +9,7 @@ use std::time::Instant;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
-use actix_web::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use actix_web::http::header::{ALLOW, AUTHORIZATION, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
@@ -37,9 +37,13 @@ pub struct Caller(pub Arc<Principal>);
 #[derive(Debug, Clone)]
 struct RequestSpan(Span);
 
-/// Whether `/metrics` answers without a key.
+/// Which routes, besides health, answer without a key.
 #[derive(Debug, Clone, Copy)]
-pub struct MetricsOpen(pub bool);
+pub struct Open {
+    pub metrics: bool,
+    /// The page about the API and the document behind it: a browser sends no key when it opens a page.
+    pub docs: bool,
+}
 
 /// `server.max_body_bytes`, for the message of a refusal.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +81,10 @@ pub async fn identify(
         if let Some(internal) = &error.internal {
             tracing::error!(request_id = &*request_id.0, internal, "the request failed");
         }
+        // Which methods a route has, only the router knew.
+        let allow = answer.headers_mut().remove(ALLOW).next();
         answer = answer.into_response(response(&error, &request_id.0));
+        allow.map(|allow| answer.headers_mut().insert(ALLOW, allow));
     }
     let value = HeaderValue::from_str(&request_id.0).expect("ids are checked for legal characters");
     answer.headers_mut().insert(REQUEST_ID, value);
@@ -126,13 +133,13 @@ fn route(request: &HttpRequest) -> &'static str {
     super::ROUTES.iter().find(|r| Some(**r) == pattern.as_deref()).copied().unwrap_or("unknown")
 }
 
-/// The door: everything but health (and metrics, where configured) needs a principal.
+/// The door: everything but health (and what the configuration opens) needs a principal.
 pub async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
-    let metrics_open = request.app_data::<web::Data<MetricsOpen>>().is_some_and(|open| open.0);
-    if !is_open(request.path(), metrics_open) {
+    let open = request.app_data::<web::Data<Open>>().expect("installed by the server");
+    if !is_open(request.path(), open) {
         let services = request.app_data::<web::Data<Services>>().expect("installed by the server").clone();
         let secret = bearer(&request).map(str::to_owned);
         match services.auth.ask(Authenticate { secret }).instrument(auth_span(&request)).await.flatten() {
@@ -157,8 +164,13 @@ pub fn span(request: &HttpRequest) -> Span {
     request.extensions().get::<RequestSpan>().map_or_else(Span::none, |span| span.0.clone())
 }
 
-fn is_open(path: &str, metrics_open: bool) -> bool {
-    matches!(path, "/health/live" | "/health/ready") || (metrics_open && path == "/metrics")
+fn is_open(path: &str, open: &Open) -> bool {
+    match path {
+        "/health/live" | "/health/ready" => true,
+        "/metrics" => open.metrics,
+        "/docs" | "/openapi.json" => open.docs,
+        _ => false,
+    }
 }
 
 fn bearer(request: &ServiceRequest) -> Option<&str> {

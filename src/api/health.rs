@@ -2,26 +2,23 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use serde_json::json;
 
+use super::wire::health::{Live, Ready};
 use crate::actors::readiness;
 use crate::actors::services::Services;
 use crate::base::metrics::metrics;
 
 /// The process runs and its HTTP side answers. Nothing more: an orchestrator restarts what fails this.
 pub async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(json!({"status": "live"}))
+    HttpResponse::Ok().json(Live::LIVE)
 }
 
 /// Whether a request sent now would make progress: every lane answers, has its executor and has not been at one step for
 /// too long, and the server is not draining.
 pub async fn ready(services: web::Data<Services>) -> HttpResponse {
     let reasons = readiness::reasons(&services).await;
-    let (status, word) = match reasons.is_empty() {
-        true => (StatusCode::OK, "ready"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-    };
-    HttpResponse::build(status).json(json!({"status": word, "reasons": reasons}))
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    HttpResponse::build(status).json(Ready::new(reasons))
 }
 
 /// Prometheus text. What is true only at the moment is asked for now.

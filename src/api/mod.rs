@@ -4,12 +4,14 @@ mod body;
 mod chat;
 mod completions;
 mod connection;
+mod docs;
 mod edge;
 mod error;
 mod generate;
 mod health;
 mod logprobs;
 mod models;
+pub mod openapi;
 mod prompt;
 mod server;
 mod sse;
@@ -30,4 +32,6 @@ pub(crate) const ROUTES: &[&str] = &[
     "/health/live",
     "/health/ready",
     "/metrics",
+    "/openapi.json",
+    "/docs",
 ];

@@ -1,18 +1,21 @@
 //! The HTTP server: routes, limits, workers.
 
+use std::future::ready;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Server;
+use actix_web::http::Method;
+use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Resource, Route, web};
 
 use super::body::ReadTimeout;
 use super::connection::Connection;
-use super::edge::{self, MaxBody, MetricsOpen};
+use super::edge::{self, MaxBody, Open};
 use super::error::ApiError;
-use super::{chat, completions, health, models, text};
+use super::{chat, completions, docs, health, models, text};
 use crate::actors::services::Services;
 use crate::base::config;
 use crate::base::error::Error;
@@ -41,7 +44,7 @@ impl Bound {
     /// Runs until stopped. Signals are the caller's: a drain comes first.
     pub fn serve(self, services: Arc<Services>, edge: Edge) -> std::io::Result<Server> {
         let services = web::Data::from(services);
-        let metrics_open = web::Data::new(MetricsOpen(edge.metrics_open));
+        let open = web::Data::new(Open { metrics: edge.metrics_open, docs: edge.server.docs });
         let max_body_bytes = edge.server.max_body_bytes;
         let max_body = web::Data::new(MaxBody(max_body_bytes));
         let read_timeout = Duration::from_secs(edge.server.read_timeout_s);
@@ -49,13 +52,19 @@ impl Bound {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(services.clone())
-                .app_data(metrics_open.clone())
+                .app_data(open.clone())
                 .app_data(max_body.clone())
                 .app_data(body_timeout.clone())
                 .app_data(web::PayloadConfig::new(max_body_bytes))
                 .wrap(from_fn(edge::authenticate))
                 .wrap(from_fn(edge::identify))
                 .configure(routes)
+                .configure(|app| {
+                    if open.docs {
+                        docs_routes(app)
+                    }
+                })
+                .default_service(web::to(not_found))
         })
         .workers(edge.num_workers)
         .max_connections((edge.server.max_connections / edge.num_workers).max(1))
@@ -75,23 +84,43 @@ impl Bound {
 }
 
 fn routes(app: &mut web::ServiceConfig) {
-    app.route("/v1/chat/completions", web::post().to(chat::create))
-        .route("/v1/chat/completions/render", web::post().to(chat::render))
-        .route("/v1/completions", web::post().to(completions::create))
-        .route("/v1/models", web::get().to(models::list))
-        .route("/v1/models/{id:.+}", web::get().to(models::get))
-        .route("/tokenize", web::post().to(text::tokenize))
-        .route("/detokenize", web::post().to(text::detokenize))
-        .route("/health/live", web::get().to(health::live))
-        .route("/health/ready", web::get().to(health::ready))
+    app.service(at("/v1/chat/completions", [(Method::POST, web::to(chat::create))]))
+        .service(at("/v1/chat/completions/render", [(Method::POST, web::to(chat::render))]))
+        .service(at("/v1/completions", [(Method::POST, web::to(completions::create))]))
+        .service(at("/v1/models", [(Method::GET, web::to(models::list))]))
+        .service(at("/v1/models/{id:.+}", [(Method::GET, web::to(models::get))]))
+        .service(at("/tokenize", [(Method::POST, web::to(text::tokenize))]))
+        .service(at("/detokenize", [(Method::POST, web::to(text::detokenize))]))
         // Some load balancers ask with HEAD.
-        .route("/health/live", web::head().to(health::live))
-        .route("/health/ready", web::head().to(health::ready))
-        .route("/metrics", web::get().to(health::prometheus))
-        .default_service(web::to(not_found));
+        .service(at("/health/live", [(Method::GET, web::to(health::live)), (Method::HEAD, web::to(health::live))]))
+        .service(at("/health/ready", [(Method::GET, web::to(health::ready)), (Method::HEAD, web::to(health::ready))]))
+        .service(at("/metrics", [(Method::GET, web::to(health::prometheus))]));
 }
 
-async fn not_found(request: actix_web::HttpRequest) -> Result<actix_web::HttpResponse, ApiError> {
+fn docs_routes(app: &mut web::ServiceConfig) {
+    app.service(at("/openapi.json", [(Method::GET, web::to(docs::document))]))
+        .service(at("/docs", [(Method::GET, web::to(docs::page))]));
+}
+
+/// A path and what answers each of its methods; any other method is refused with the list of these.
+fn at<const N: usize>(path: &'static str, methods: [(Method, Route); N]) -> Resource {
+    let allowed = methods.each_ref().map(|(method, _)| method.as_str()).join(", ");
+    let mut resource = web::resource(path);
+    for (method, route) in methods {
+        resource = resource.route(route.method(method));
+    }
+    resource.default_service(web::to(move |request: HttpRequest| ready(wrong_method(&request, &allowed))))
+}
+
+fn wrong_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
+    let error = Error::method_not_allowed(request.method().as_str(), allowed);
+    let mut response = HttpResponse::from_error(ApiError(error));
+    let allowed = HeaderValue::from_str(allowed).expect("names of methods");
+    response.headers_mut().insert(ALLOW, allowed);
+    response
+}
+
+async fn not_found(request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let path: String = request.path().chars().take(200).collect();
     Err(Error::not_found(format!("no route answers {} {path}", request.method())).into())
 }

@@ -20,6 +20,8 @@ pub enum Code {
     /// No such route or object.
     NotFound,
     ModelNotFound,
+    /// The route has other methods.
+    MethodNotAllowed,
     /// The body is larger than `server.max_body_bytes`.
     TooLarge,
     /// The body did not arrive within `server.read_timeout_s`.
@@ -42,13 +44,14 @@ pub enum Code {
 
 impl Code {
     /// Every code, for tables and tests.
-    pub const ALL: [Code; 15] = [
+    pub const ALL: [Code; 16] = [
         Code::InvalidRequest,
         Code::ContextLengthExceeded,
         Code::Unauthenticated,
         Code::Forbidden,
         Code::NotFound,
         Code::ModelNotFound,
+        Code::MethodNotAllowed,
         Code::TooLarge,
         Code::RequestTimeout,
         Code::RateLimited,
@@ -69,6 +72,7 @@ impl Code {
             Code::Forbidden => "forbidden",
             Code::NotFound => "not_found",
             Code::ModelNotFound => "model_not_found",
+            Code::MethodNotAllowed => "method_not_allowed",
             Code::TooLarge => "too_large",
             Code::RequestTimeout => "request_timeout",
             Code::RateLimited => "rate_limited",
@@ -96,6 +100,7 @@ impl Code {
             | Code::Forbidden
             | Code::NotFound
             | Code::ModelNotFound
+            | Code::MethodNotAllowed
             | Code::TooLarge
             | Code::DeadlineExceeded
             | Code::Cancelled => false,
@@ -158,6 +163,12 @@ impl Error {
         let asked: String = asked.chars().take(200).collect();
         Self::new(Code::ModelNotFound, format!("the model '{asked}' does not exist here; '{served}' is served"))
             .with_param("model")
+    }
+
+    /// `allowed`: the methods that there are, as `GET, HEAD`.
+    pub fn method_not_allowed(method: &str, allowed: &str) -> Self {
+        let method: String = method.chars().take(32).collect();
+        Self::new(Code::MethodNotAllowed, format!("this route does not take {method}; it takes {allowed}"))
     }
 
     pub fn too_large(limit_bytes: usize) -> Self {

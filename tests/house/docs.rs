@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use garrick::api::openapi;
 use garrick::api::wire::error::ErrorBody;
 use garrick::base::config::keys::{KEYS, sections};
 use garrick::base::error::{Code, Error};
 use garrick::base::metrics::{ALIASES, PROCESS_NAMES, TABLE};
+use serde_json::Value;
 
 use super::report;
 use super::source::{after, root, sources};
@@ -162,21 +164,63 @@ fn the_page_on_metrics_lists_every_metric() {
     report(unnamed.map(|(name, _)| format!("docs/metrics.md does not name {name}")).collect());
 }
 
+/// As `GET /health/live`, from the code that registers them.
+fn registered_routes() -> BTreeSet<String> {
+    let server = page("src/api/server.rs");
+    let mut routes = BTreeSet::new();
+    for route in server.split("at(\"").skip(1) {
+        let (path, handlers) = route.split_once('"').unwrap();
+        for method in handlers.split("Method::").skip(1) {
+            let method: String = method.chars().take_while(char::is_ascii_uppercase).collect();
+            // What a pattern may match is no part of the route's name.
+            routes.insert(format!("{method} {}", path.replace(":.+}", "}")));
+        }
+    }
+    assert!(routes.len() > 10, "only {} routes were found", routes.len());
+    routes
+}
+
 #[test]
 fn the_readme_lists_every_route() {
     let listed: BTreeSet<String> = rows(&page("README.md"), "## Routes")
         .into_iter()
         .flat_map(|row| row[0].split(", ").map(str::to_owned).collect::<Vec<_>>())
         .collect();
-    let server = page("src/api/server.rs");
-    let mut known = BTreeSet::new();
-    for route in server.split(".route(\"").skip(1) {
-        let (path, handler) = route.split_once("\", web::").unwrap();
-        let method = handler.split('(').next().unwrap().to_uppercase();
-        // What a pattern may match is no part of the route's name.
-        known.insert(format!("{method} {}", path.replace(":.+}", "}")));
-    }
-    assert_eq!(listed, known);
+    assert_eq!(listed, registered_routes());
+}
+
+#[test]
+fn the_openapi_document_describes_every_route() {
+    let document = serde_json::to_value(openapi::document()).unwrap();
+    let paths = document["paths"].as_object().unwrap().iter();
+    let methods = |path: &str, item: &Value| {
+        item.as_object().unwrap().keys().map(|method| format!("{} {path}", method.to_uppercase())).collect::<Vec<_>>()
+    };
+    let described: BTreeSet<String> = paths.flat_map(|(path, item)| methods(path, item)).collect();
+    assert_eq!(described, registered_routes());
+}
+
+/// The names in the first column of the table under a heading, without those of the tables further down.
+fn fields_of(heading: &str) -> BTreeSet<String> {
+    let page = page("docs/api.md").replace("\n### ", "\n## ");
+    rows(&page, heading).iter().flat_map(|row| row[0].split(", ").map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn docs_api_md_lists_the_fields_of_the_openapi_document() {
+    let document = serde_json::to_value(openapi::document()).unwrap();
+    let described = |request: &str| -> BTreeSet<String> {
+        let fields = &document["components"]["schemas"][request]["properties"];
+        fields.as_object().unwrap().keys().cloned().collect()
+    };
+    let (chat, own) = (fields_of("## Chat completions"), fields_of("## Text completions"));
+    assert_eq!(chat, described("ChatRequest"));
+    assert_eq!(chat, described("RenderRequest"));
+    let of_chats = ["messages", "top_logprobs", "add_generation_prompt", "continue_final_message"];
+    let of_chats = of_chats.iter().chain(&["chat_template_kwargs", "response_format", "modalities", "tools"]);
+    let of_chats: BTreeSet<String> = of_chats.map(|name| name.to_string()).collect();
+    let listed: BTreeSet<String> = chat.difference(&of_chats).chain(&own).cloned().collect();
+    assert_eq!(listed, described("CompletionRequest"));
 }
 
 /// What stands in backticks on one line.

@@ -178,15 +178,10 @@ fn a_body_over_the_limit_is_413() {
 }
 
 #[test]
-fn unknown_routes_and_wrong_methods_are_typed() {
+fn unknown_routes_are_typed() {
     let server = Launch::fake("fake").start();
     for path in ["/", "/v1", "/v1/engines", "/v1/chat/completions/", "/health", "/%ff", "//"] {
         assert_eq!(server.get(path).error(404)["code"], "not_found", "{path}");
-    }
-    for (method, path) in [("GET", CHAT), ("PUT", COMPLETIONS), ("POST", "/v1/models"), ("DELETE", "/metrics")] {
-        let answer = server.ask(&Request::new(method, path));
-        assert!([404, 405].contains(&answer.status), "{method} {path}: {}", answer.status);
-        answer.error(answer.status);
     }
 }
 

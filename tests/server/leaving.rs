@@ -53,6 +53,20 @@ fn leaving_a_stream_ends_its_work() {
     }
 }
 
+/// A whole answer takes a millisecond or two here, so that some clients leave in the very moment in which it ends.
+#[test]
+fn leaving_as_the_answer_ends_leaves_nothing() {
+    let server = Launch::fake("fake").start();
+    for round in 0..400 {
+        let mut connection = server.connect();
+        let body = completion(json!({"max_tokens": 8 + round / 2, "stream": true}));
+        connection.send(&Request::post(COMPLETIONS, &body));
+        connection.head();
+        leave(connection, ALL[round % 2]);
+    }
+    server.wait_idle();
+}
+
 #[test]
 fn leaving_a_stream_that_is_silent_ends_its_work() {
     // A step takes seconds, so the client is gone long before anything could be written.

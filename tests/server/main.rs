@@ -20,6 +20,7 @@ mod lanes;
 mod leaving;
 mod lifecycle;
 mod metrics;
+mod openapi;
 mod protobuf;
 mod readiness;
 mod sampling;

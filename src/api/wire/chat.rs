@@ -8,7 +8,9 @@ use super::sampling::{MAX_LOGPROBS, Sampling, Streaming, take_ignored};
 use crate::base::error::Error;
 
 pub const MAX_TOOLS: usize = 128;
-const MAX_KWARGS: usize = 64;
+pub(super) const MAX_KWARGS: usize = 64;
+/// Of which one kind is known.
+pub(super) const MAX_MODALITIES: usize = 8;
 pub(super) const MAX_MODEL_BYTES: usize = 256;
 
 /// Fields of OpenAI's that mean something and are not built here: dropping one would answer another question.
@@ -156,7 +158,7 @@ fn take_trivial(fields: &mut Fields) -> Result<(), Error> {
         }
         format.finish()?;
     }
-    if let Some(modalities) = fields.list("modalities", 8)?
+    if let Some(modalities) = fields.list("modalities", MAX_MODALITIES)?
         && modalities.iter().any(|m| m != "text")
     {
         return Err(Error::invalid("modalities", "modalities must be ['text']: this model writes text only"));

@@ -12,7 +12,7 @@ use crate::model::TokenId;
 pub const MAX_PROMPTS: usize = 128;
 pub const MAX_TOTAL_CHOICES: usize = 128;
 /// No context is longer; the body's own limit is met first.
-const MAX_PROMPT_TOKENS: usize = 1 << 24;
+pub(super) const MAX_PROMPT_TOKENS: usize = 1 << 24;
 
 /// A validated text completion request.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,22 +1,28 @@
 //! The body of every error.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::schema;
 use crate::base::error::{Code, Error};
 
 /// `{"error": {…}}`, as in an `error` event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody<'a> {
     pub error: ErrorObject<'a>,
 }
 
 /// OpenAI's four fields, all always there, and the id under which the log has more.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorObject<'a> {
     pub message: &'a str,
     #[serde(rename = "type")]
+    #[schema(schema_with = schema::error_type)]
     pub kind: &'static str,
+    /// The field at fault, as `messages[2].content`.
+    #[schema(required = true)]
     pub param: Option<&'a str>,
+    #[schema(schema_with = schema::error_code)]
     pub code: &'static str,
     pub request_id: &'a str,
 }
@@ -37,7 +43,7 @@ impl<'a> ErrorBody<'a> {
 }
 
 /// OpenAI's word where it has one that its clients match on.
-fn code(code: Code) -> &'static str {
+pub(in crate::api) fn code(code: Code) -> &'static str {
     match code {
         Code::Unauthenticated => "invalid_api_key",
         Code::RateLimited => "rate_limit_exceeded",
@@ -45,11 +51,14 @@ fn code(code: Code) -> &'static str {
     }
 }
 
-fn kind(code: Code) -> &'static str {
+pub(in crate::api) fn kind(code: Code) -> &'static str {
     match code {
-        Code::InvalidRequest | Code::ContextLengthExceeded | Code::NotFound | Code::ModelNotFound | Code::TooLarge => {
-            "invalid_request_error"
-        }
+        Code::InvalidRequest
+        | Code::ContextLengthExceeded
+        | Code::NotFound
+        | Code::ModelNotFound
+        | Code::MethodNotAllowed
+        | Code::TooLarge => "invalid_request_error",
         Code::Unauthenticated => "authentication_error",
         Code::Forbidden => "permission_error",
         Code::RateLimited => "rate_limit_error",

@@ -43,6 +43,8 @@ impl Fields {
 
     /// Takes a field; `null` counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        asked::note(&self.path, name);
         // Moves the last entry into the gap: constant time, however many fields a client invents.
         self.map.swap_remove(name).filter(|value| !value.is_null())
     }
@@ -207,4 +209,24 @@ pub fn shown(text: &str) -> String {
         short.push('…');
     }
     short
+}
+
+/// Which fields parsers ask for, so that a test can compare them with the schemas.
+#[cfg(test)]
+pub mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static ASKED: RefCell<BTreeSet<(String, String)>> = RefCell::default();
+    }
+
+    pub(super) fn note(path: &str, name: &str) {
+        ASKED.with_borrow_mut(|asked| asked.insert((path.to_owned(), name.to_owned())));
+    }
+
+    /// Where and what this thread has asked for since the last call.
+    pub fn take() -> BTreeSet<(String, String)> {
+        ASKED.take()
+    }
 }

@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
+use super::schema;
 use crate::model::TokenId;
 
 /// JSON has no infinity; OpenAI writes this for what cannot be.
@@ -16,14 +20,15 @@ fn finite<S: Serializer>(logprob: &f32, serializer: S) -> Result<S::Ok, S::Error
 }
 
 /// Of a choice in a chat: `{content, refusal}`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct ChatLogprobs<'a> {
     pub content: Vec<ChatTokenLogprob<'a>>,
     /// Always null: no model here writes refusals apart.
+    #[schema(schema_with = schema::null, required = true)]
     pub refusal: Option<()>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatTokenLogprob<'a> {
     #[serde(flatten)]
     pub token: TokenText<'a>,
@@ -32,11 +37,13 @@ pub struct ChatTokenLogprob<'a> {
 }
 
 /// A token's text; where its bytes are not UTF-8, `bytes` says what the text cannot.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TokenText<'a> {
+    #[schema(value_type = String)]
     pub token: Cow<'a, str>,
     #[serde(serialize_with = "finite")]
     pub logprob: f32,
+    #[schema(value_type = Vec<u8>)]
     pub bytes: Cow<'a, [u8]>,
 }
 
@@ -52,7 +59,7 @@ impl<'a> TokenText<'a> {
 }
 
 /// Of a choice of a text completion: four lists of the same length.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// None for a prompt's first token, which nothing predicts.
@@ -100,6 +107,14 @@ impl FromIterator<(String, f32)> for TopLogprobs {
     }
 }
 
+impl ToSchema for TopLogprobs {}
+
+impl PartialSchema for TopLogprobs {
+    fn schema() -> RefOr<Schema> {
+        by_token("The likeliest tokens, by their text.", f32::schema())
+    }
+}
+
 impl Serialize for TopLogprobs {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
@@ -114,13 +129,30 @@ impl Serialize for TopLogprobs {
 #[derive(Debug, Clone, Default)]
 pub struct PromptLogprobs(pub Vec<(TokenId, PromptLogprob)>);
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PromptLogprob {
     #[serde(serialize_with = "finite")]
     pub logprob: f32,
     /// 1 for the most likely token.
     pub rank: u32,
     pub decoded_token: String,
+}
+
+impl ToSchema for PromptLogprobs {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((PromptLogprob::name().into(), PromptLogprob::schema()));
+    }
+}
+
+impl PartialSchema for PromptLogprobs {
+    fn schema() -> RefOr<Schema> {
+        by_token("By token id: the token itself, then the likeliest ones.", schema::reference::<PromptLogprob>())
+    }
+}
+
+fn by_token(description: &str, entry: RefOr<Schema>) -> RefOr<Schema> {
+    let object = ObjectBuilder::new().schema_type(Type::Object).description(Some(description));
+    object.additional_properties(Some(AdditionalProperties::RefOr(entry))).build().into()
 }
 
 impl Serialize for PromptLogprobs {

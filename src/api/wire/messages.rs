@@ -8,7 +8,7 @@ use crate::base::error::Error;
 pub const MAX_MESSAGES: usize = 4096;
 pub const MAX_PARTS: usize = 1024;
 pub const MAX_TOOL_CALLS: usize = 128;
-const MAX_NAME_BYTES: usize = 256;
+pub(super) const MAX_NAME_BYTES: usize = 256;
 
 /// Takes `messages` and returns them as a JSON list of at least one message. Content is a string, null (only from the
 /// assistant) or a list of text parts; what a template does not know of the rest, it does not read.

@@ -1,8 +1,9 @@
 //! `GET /v1/models` and `/v1/models/{id}`.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Model<'a> {
     pub id: &'a str,
     /// Always `model`.
@@ -14,7 +15,7 @@ pub struct Model<'a> {
     pub max_model_len: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ModelList<'a> {
     /// Always `list`.
     pub object: &'static str,

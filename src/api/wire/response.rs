@@ -1,10 +1,12 @@
 //! Answers of chat and text completions, whole and in chunks. They borrow: a chunk is written for every token.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, PromptLogprobs};
+use super::schema;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
@@ -13,12 +15,12 @@ pub struct Usage {
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PromptTokensDetails {
     pub cached_tokens: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CompletionTokensDetails {
     /// Always 0: thinking is text like any other here.
     pub reasoning_tokens: u64,
@@ -37,7 +39,7 @@ impl Usage {
 }
 
 /// What every answer and every chunk of a request repeats.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Head<'a> {
     pub id: &'a str,
     /// See the constants.
@@ -46,6 +48,7 @@ pub struct Head<'a> {
     pub created: u64,
     pub model: &'a str,
     /// Changes when the same seed may give another text: program and model.
+    #[schema(required = true)]
     pub system_fingerprint: Option<&'a str>,
 }
 
@@ -57,7 +60,7 @@ impl Head<'_> {
 }
 
 /// A whole chat completion.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatCompletion<'a> {
     #[serde(flatten)]
     pub head: Head<'a>,
@@ -68,21 +71,24 @@ pub struct ChatCompletion<'a> {
     pub prompt_logprobs: Option<Vec<Option<PromptLogprobs>>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatChoice<'a> {
     pub index: u32,
     pub message: ChatMessage<'a>,
+    #[schema(required = true)]
     pub logprobs: Option<ChatLogprobs<'a>>,
     /// `stop` or `length`.
+    #[schema(schema_with = schema::finish_reason)]
     pub finish_reason: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatMessage<'a> {
     /// Always `assistant`.
     pub role: &'static str,
     pub content: &'a str,
     /// Always null.
+    #[schema(schema_with = schema::null, required = true)]
     pub refusal: Option<()>,
 }
 
@@ -116,25 +122,28 @@ impl Serialize for ChunkUsage {
 }
 
 /// One event of a chat stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatChunk<'a> {
     #[serde(flatten)]
     pub head: Head<'a>,
     pub choices: &'a [ChatChunkChoice<'a>],
     #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: ChunkUsage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatChunkChoice<'a> {
     pub index: u32,
     pub delta: ChatDelta<'a>,
+    #[schema(required = true)]
     pub logprobs: Option<ChatLogprobs<'a>>,
+    #[schema(schema_with = schema::finish_reason_or_null, required = true)]
     pub finish_reason: Option<&'static str>,
 }
 
 /// What is new: the first chunk of a choice has the role, the last may have nothing.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub struct ChatDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -154,7 +163,7 @@ impl<'a> ChatDelta<'a> {
 }
 
 /// A whole text completion.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Completion<'a> {
     #[serde(flatten)]
     pub head: Head<'a>,
@@ -162,12 +171,14 @@ pub struct Completion<'a> {
     pub usage: Usage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChoice<'a> {
     pub index: u32,
     pub text: &'a str,
+    #[schema(required = true)]
     pub logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`.
+    #[schema(schema_with = schema::finish_reason_or_null, required = true)]
     pub finish_reason: Option<&'static str>,
     /// Not OpenAI's (vLLM's): one entry for each prompt token, the first null; only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,11 +186,12 @@ pub struct CompletionChoice<'a> {
 }
 
 /// One event of a text stream; `finish_reason` is null on all but a choice's last.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChunk<'a> {
     #[serde(flatten)]
     pub head: Head<'a>,
     pub choices: &'a [CompletionChoice<'a>],
     #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: ChunkUsage,
 }

@@ -1,5 +1,7 @@
 //! The fields that chat and text completions share.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 
 use super::fields::{self, Fields};
@@ -15,7 +17,24 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_STOP_TOKENS: usize = 64;
 /// Alternatives to a token. OpenAI allows 20 in chats and 5 in text completions.
 pub const MAX_LOGPROBS: i64 = 20;
-const MAX_METADATA: usize = 16;
+pub(super) const OUTPUT_TOKENS: RangeInclusive<i64> = 1..=u32::MAX as i64;
+pub(super) const MIN_TOKENS: RangeInclusive<i64> = 0..=u32::MAX as i64;
+pub(super) const TEMPERATURE: RangeInclusive<f32> = 0.0..=2.0;
+pub(super) const MAX_TOP_P: f32 = 1.0;
+pub(super) const TOP_K: RangeInclusive<i64> = -1..=u32::MAX as i64;
+pub(super) const MIN_P: RangeInclusive<f32> = 0.0..=1.0;
+/// Of frequency and of presence.
+pub(super) const PENALTY: RangeInclusive<f32> = -2.0..=2.0;
+pub(super) const MAX_REPETITION_PENALTY: f32 = 10.0;
+pub(super) const SEED: RangeInclusive<i64> = i64::MIN..=i64::MAX;
+pub(super) const LOGIT_BIAS: RangeInclusive<f32> = -100.0..=100.0;
+/// Texts that OpenAI takes for its own use.
+pub(super) const IGNORED_TEXTS: [&str; 3] = ["user", "safety_identifier", "prompt_cache_key"];
+pub(super) const MAX_IGNORED_BYTES: usize = 1024;
+pub(super) const MAX_METADATA: usize = 16;
+pub(super) const MAX_METADATA_NAME_BYTES: usize = 64;
+pub(super) const MAX_METADATA_VALUE_BYTES: usize = 2048;
+pub(super) const SERVICE_TIERS: [&str; 2] = ["auto", "default"];
 
 /// How to sample and when to stop, validated. None is not given: the model's default, then OpenAI's, takes its place.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,20 +81,20 @@ impl Sampling {
     /// Takes every shared field but `logprobs`, which means different things in the two requests.
     pub(super) fn take(fields: &mut Fields, vocab_size: u32) -> Result<Self, Error> {
         let max_tokens = take_max_tokens(fields)?;
-        let min_tokens = fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0) as u32;
+        let min_tokens = fields.integer("min_tokens", MIN_TOKENS)?.unwrap_or(0) as u32;
         if let Some(max) = max_tokens.filter(|max| *max < min_tokens) {
             let message = format!("min_tokens = {min_tokens} is more than max_tokens = {max}");
             return Err(Error::invalid("min_tokens", message));
         }
         Ok(Self {
-            temperature: fields.number("temperature", 0.0..=2.0)?,
-            top_p: fields.positive("top_p", 1.0)?,
-            top_k: fields.integer("top_k", -1..=i64::from(u32::MAX))?.map(|k| k.max(0) as u32),
-            min_p: fields.number("min_p", 0.0..=1.0)?,
-            frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
-            presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
-            repetition_penalty: fields.positive("repetition_penalty", 10.0)?,
-            seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
+            temperature: fields.number("temperature", TEMPERATURE)?,
+            top_p: fields.positive("top_p", MAX_TOP_P)?,
+            top_k: fields.integer("top_k", TOP_K)?.map(|k| k.max(0) as u32),
+            min_p: fields.number("min_p", MIN_P)?,
+            frequency_penalty: fields.number("frequency_penalty", PENALTY)?,
+            presence_penalty: fields.number("presence_penalty", PENALTY)?,
+            repetition_penalty: fields.positive("repetition_penalty", MAX_REPETITION_PENALTY)?,
+            seed: fields.integer("seed", SEED)?,
             logit_bias: take_logit_bias(fields, vocab_size)?,
             logprobs: None,
             prompt_logprobs: fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?.map(|n| n as u8),
@@ -128,8 +147,8 @@ impl Streaming {
 
 /// Fields that OpenAI takes and that change nothing in an answer: validated, then ignored.
 pub(super) fn take_ignored(fields: &mut Fields) -> Result<(), Error> {
-    for name in ["user", "safety_identifier", "prompt_cache_key"] {
-        fields.string(name, 1024)?;
+    for name in IGNORED_TEXTS {
+        fields.string(name, MAX_IGNORED_BYTES)?;
     }
     if let Some(metadata) = fields.object("metadata")? {
         let pairs = metadata.into_rest();
@@ -139,10 +158,11 @@ pub(super) fn take_ignored(fields: &mut Fields) -> Result<(), Error> {
         }
         for (name, value) in pairs {
             let path = format!("metadata.{}", fields::shown(&name));
-            if name.len() > 64 {
-                return Err(Error::invalid(&path, format!("{path} has a name of more than 64 bytes")));
+            if name.len() > MAX_METADATA_NAME_BYTES {
+                let message = format!("{path} has a name of more than {MAX_METADATA_NAME_BYTES} bytes");
+                return Err(Error::invalid(&path, message));
             }
-            fields::string(&path, value, 2048)?;
+            fields::string(&path, value, MAX_METADATA_VALUE_BYTES)?;
         }
     }
     if fields.bool("store")? == Some(true) {
@@ -150,7 +170,8 @@ pub(super) fn take_ignored(fields: &mut Fields) -> Result<(), Error> {
             .with_param("store"));
     }
     match fields.string("service_tier", 64)?.as_deref() {
-        None | Some("auto" | "default") => Ok(()),
+        None => Ok(()),
+        Some(tier) if SERVICE_TIERS.contains(&tier) => Ok(()),
         Some(tier) => {
             let path = format!("service_tier = '{}'", fields::shown(tier));
             Err(fields::unsupported(&path, "the tiers are 'auto' and 'default'").with_param("service_tier"))
@@ -160,8 +181,8 @@ pub(super) fn take_ignored(fields: &mut Fields) -> Result<(), Error> {
 
 /// `max_tokens` and its newer name, of which either works.
 fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, Error> {
-    let old = fields.integer("max_tokens", 1..=i64::from(u32::MAX))?;
-    let new = fields.integer("max_completion_tokens", 1..=i64::from(u32::MAX))?;
+    let old = fields.integer("max_tokens", OUTPUT_TOKENS)?;
+    let new = fields.integer("max_completion_tokens", OUTPUT_TOKENS)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => {
             let message = format!("max_completion_tokens = {new} contradicts max_tokens = {old}; give one of them");
@@ -187,7 +208,7 @@ fn take_logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<Vec<(TokenId,
             let last = vocab_size.saturating_sub(1);
             Error::invalid(&path, format!("{path} must be named by a token id of this model, 0 to {last}"))
         })?;
-        out.push((token, fields::number(&path, &value, -100.0..=100.0)?));
+        out.push((token, fields::number(&path, &value, LOGIT_BIAS)?));
     }
     Ok(out)
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::chat::{MAX_MODEL_BYTES, TemplateInput, take_tools};
 use super::fields::{self, Fields};
@@ -10,7 +11,7 @@ use crate::base::error::Error;
 use crate::model::TokenId;
 
 /// The body's own limit is met first.
-const MAX_TOKENS: usize = 1 << 24;
+pub(super) const MAX_TOKENS: usize = 1 << 24;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizeRequest {
@@ -55,12 +56,14 @@ impl TokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct TokenizeResponse<'a> {
     pub count: usize,
     pub max_model_len: usize,
+    #[schema(value_type = Vec<u32>)]
     pub tokens: &'a [TokenId],
     /// Null unless asked for.
+    #[schema(required = true)]
     pub token_strs: Option<Vec<String>>,
 }
 
@@ -83,15 +86,16 @@ impl DetokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct DetokenizeResponse<'a> {
     pub prompt: &'a str,
 }
 
 /// The prompt that a chat request becomes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct RenderResponse<'a> {
     pub prompt: &'a str,
     pub count: usize,
+    #[schema(value_type = Vec<u32>)]
     pub tokens: &'a [TokenId],
 }

@@ -30,6 +30,7 @@ pub const KEYS: &[Key] = &[
     key("server.heartbeat_s", |c, v| put(&mut c.server.heartbeat_s, v.int(1..=3600))),
     key("server.stall_timeout_s", |c, v| put(&mut c.server.stall_timeout_s, v.int(1..=3600))),
     key("server.max_stream_buffer_bytes", |c, v| put(&mut c.server.max_stream_buffer_bytes, v.int(4096..=1 << 30))),
+    key("server.docs", |c, v| put(&mut c.server.docs, v.boolean())),
     key("model.path", |c, v| put(&mut c.model.path, v.text(4096))),
     key("model.served_name", |c, v| put(&mut c.model.served_name, opt(v, |v| v.text(256)))),
     key("model.max_model_len", |c, v| put(&mut c.model.max_model_len, opt_int(v, 1..=16 << 20))),

@@ -40,6 +40,8 @@ pub struct Server {
     pub stall_timeout_s: u64,
     /// Bytes that one stream may hold for a slow reader.
     pub max_stream_buffer_bytes: usize,
+    /// Whether `/docs` and `/openapi.json` exist; they need no key.
+    pub docs: bool,
 }
 
 impl Default for Server {
@@ -55,6 +57,7 @@ impl Default for Server {
             heartbeat_s: 15,
             stall_timeout_s: 30,
             max_stream_buffer_bytes: 256 << 10,
+            docs: true,
         }
     }
 }

@@ -66,6 +66,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("server.heartbeat_s", "1"),
     ("server.stall_timeout_s", "2"),
     ("server.max_stream_buffer_bytes", "8192"),
+    ("server.docs", "false"),
     ("model.path", "/models/other"),
     ("model.served_name", "other"),
     ("model.max_model_len", "2048"),
