@@ -57,7 +57,10 @@ pub(super) enum State {
     Left,
     /// This error ends the stream once the lanes have let go.
     Failing(Error),
-    /// The last item was put; the reader may not have taken it yet.
+    /// The owner is being told. actix drops a message whose sender did not wait for its answer, so until then nothing
+    /// may stop this actor: the owner would never return the permit.
+    Ending,
+    /// The owner knows, and the last item was put; the reader may not have taken it yet.
     Ended,
 }
 
@@ -179,8 +182,8 @@ impl StreamActor {
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
-        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ended) {
-            State::Ended => return,
+        let (last, outcome) = match std::mem::replace(&mut self.state, State::Ending) {
+            state @ (State::Ending | State::Ended) => return self.state = state,
             State::Open => (Some(Item::End(self.usage)), Outcome::Done),
             State::Left => (None, Outcome::Cancelled),
             State::Failing(error) => {
@@ -193,6 +196,7 @@ impl StreamActor {
         // The last item waits until the owner has returned permit and lease: whoever has read it may ask again at once.
         let told = self.owner.send(StreamEnded { usage: self.usage, outcome }).into_actor(self);
         ctx.spawn(told.map(|_, stream, ctx| {
+            stream.state = State::Ended;
             if let Some(item) = last {
                 stream.outlet.put(item);
             }
