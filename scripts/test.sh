@@ -2,9 +2,9 @@
 # Everything that must pass: format, lints, tests. The last lines are cargo's own.
 # Usage: scripts/test.sh [arguments for cargo test]
 #
-# Sets up what some tests need beyond Rust: Python with the OpenAI SDK (target/venv) and SmolLM2's weights
-# (target/smollm2, 94 MB, fetched once). Where that cannot be had, those tests are skipped and say so; with CI=true it
-# is a failure.
+# Sets up what some tests need beyond Rust: Python with the OpenAI SDK and k6 (target/venv) and SmolLM2's weights
+# (target/smollm2, 94 MB, fetched once). Some also need nginx, which is the system's to have. Where that cannot be had,
+# those tests are skipped and say so; with CI=true it is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -64,7 +64,7 @@ report() {
 
 stage "format" cargo fmt --check
 stage "lints" cargo clippy --all-targets -- -D warnings
-optional "Python with the OpenAI SDK" set_up_python
+optional "Python with the OpenAI SDK, k6" set_up_python
 optional "SmolLM2-135M-Instruct" fetch_smollm2
 trap report EXIT
 stage "tests" cargo test --no-fail-fast "$@"

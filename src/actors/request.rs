@@ -3,6 +3,7 @@
 //! Owns the permit, the quota lease and the cancel flag, so that all of them are returned with it, whatever happens.
 //! Never looks at tokens or text.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub struct RequestActor {
     /// From submission to the first sight of a device, and from there to the end: for traces only.
     queue_span: Option<tracing::Span>,
     generate_span: Option<tracing::Span>,
+    /// actix drops a message whose sender has stopped waiting: a client that leaves at once may never have asked.
+    is_asked: bool,
     /// A short answer may end before the lane's word on its last job is read: the actor stops after both.
     is_begun: bool,
     is_ended: bool,
@@ -69,6 +72,7 @@ impl RequestActor {
             stream: None,
             queue_span: None,
             generate_span: None,
+            is_asked: false,
             is_begun: false,
             is_ended: false,
         }
@@ -215,6 +219,13 @@ impl Actor for RequestActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.services.live.enter(self.id, ctx.address());
+        // Runs once the mailbox was read, and `Begin` was sent before this actor first ran: without it nobody else would
+        // ever end the actor, and a drain would wait for it.
+        ctx.spawn(ready(()).into_actor(self).map(|(), request, ctx| {
+            if !request.is_asked {
+                ctx.stop();
+            }
+        }));
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -227,6 +238,7 @@ impl Handler<Begin> for RequestActor {
     type Result = ResponseActFuture<Self, Result<Accepted, Error>>;
 
     fn handle(&mut self, begin: Begin, _: &mut Self::Context) -> Self::Result {
+        self.is_asked = true;
         let admit = admit(self.services.clone(), self.principal.clone(), begin).instrument(self.span.clone());
         let launched = admit.into_actor(self).map(|admitted, request, ctx| {
             if request.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {

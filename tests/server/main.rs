@@ -13,6 +13,7 @@ mod demo;
 mod drills;
 mod errors;
 mod fixture;
+mod k6;
 mod keys;
 mod lanes;
 mod leaving;
