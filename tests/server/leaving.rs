@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, COMPLETIONS, Connection, Launch, Request, Server, chat, completion};
+use crate::fixture::{CHAT, COMPLETIONS, Goodbye, Launch, Request, Server, chat, completion, leave};
 
 /// Slow enough that nothing ends by itself: a full answer would take minutes.
 const SLOW: &str = "fake:decode_us_per_step=20000";
@@ -10,28 +10,6 @@ const SLOW: &str = "fake:decode_us_per_step=20000";
 fn endless(extra: Value) -> Value {
     crate::fixture::with(chat(json!({"max_tokens": 8000, "n": 2})), extra)
 }
-
-#[derive(Debug, Clone, Copy)]
-enum Goodbye {
-    Fin,
-    Reset,
-    /// The client says that it will send no more, and reads on: to us it has left.
-    HalfClose,
-}
-
-fn leave(connection: Connection, how: Goodbye) -> Option<Connection> {
-    match how {
-        Goodbye::Fin => connection.close(),
-        Goodbye::Reset => connection.reset(),
-        Goodbye::HalfClose => {
-            connection.socket().shutdown(std::net::Shutdown::Write).expect("an open socket");
-            return Some(connection);
-        }
-    }
-    None
-}
-
-const ALL: [Goodbye; 3] = [Goodbye::Fin, Goodbye::Reset, Goodbye::HalfClose];
 
 fn is_running(server: &Server, num: f64) {
     server.wait_for("garrick_requests_running", |running| running == num);
@@ -41,7 +19,7 @@ fn is_running(server: &Server, num: f64) {
 #[test]
 fn leaving_a_stream_ends_its_work() {
     let server = Launch::fake(SLOW).start();
-    for (round, how) in ALL.into_iter().enumerate() {
+    for (round, how) in Goodbye::ALL.into_iter().enumerate() {
         let mut stream = server.stream(CHAT, &endless(json!({"stream": true})));
         for _ in 0..4 {
             stream.next().expect("it goes on");
@@ -70,7 +48,7 @@ fn leaving_as_the_answer_ends_leaves_nothing() {
 #[test]
 fn leaving_a_stream_that_is_silent_ends_its_work() {
     // A step takes seconds, so the client is gone long before anything could be written.
-    for how in ALL {
+    for how in Goodbye::ALL {
         let server = Launch::fake("fake:wedge_at_step=2,wedge_ms=3000").start();
         let stream = server.stream(CHAT, &endless(json!({"stream": true})));
         let _still_open = leave(stream.into_connection(), how);
@@ -81,7 +59,7 @@ fn leaving_a_stream_that_is_silent_ends_its_work() {
 #[test]
 fn leaving_a_pending_answer_ends_its_work() {
     let server = Launch::fake(SLOW).start();
-    for how in ALL {
+    for how in Goodbye::ALL {
         let mut connection = server.connect();
         connection.send(&Request::post(CHAT, &endless(json!({}))));
         is_running(&server, 2.0);
@@ -95,7 +73,7 @@ fn leaving_the_queue_frees_the_place() {
     let server = Launch::fake(SLOW).set("scheduler.max_running=2").start();
     let mut running = server.stream(CHAT, &endless(json!({"stream": true})));
     running.next().expect("it runs");
-    for (how, streamed) in ALL.into_iter().flat_map(|how| [(how, true), (how, false)]) {
+    for (how, streamed) in Goodbye::ALL.into_iter().flat_map(|how| [(how, true), (how, false)]) {
         let mut connection = server.connect();
         connection.send(&Request::post(CHAT, &endless(json!({"stream": streamed}))));
         server.wait_for("garrick_permits_in_use", |permits| permits == 2.0);
@@ -109,7 +87,7 @@ fn leaving_the_queue_frees_the_place() {
 #[test]
 fn leaving_while_the_request_is_sent_holds_nothing() {
     let server = Launch::fake(SLOW).start();
-    for how in ALL {
+    for how in Goodbye::ALL {
         let mut connection = server.connect();
         connection
             .send_bytes(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{\"model\"");
