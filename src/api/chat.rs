@@ -6,7 +6,7 @@ use super::body::Body;
 use super::edge;
 use super::error::ApiError;
 use super::generate::{self, Answer};
-use super::sse::{self, Shape};
+use super::sse::{self, EventWriter, Shape, Template};
 use super::wire::chat::{ChatRequest, RenderRequest};
 use super::wire::response::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatMessage, ChunkUsage, Head,
@@ -29,9 +29,9 @@ pub async fn create(http: HttpRequest, services: web::Data<Services>, body: Body
     let running = generate::begin(&http, &services, prepare(&services, request), body.len()).await.map_err(in_chat)?;
     let reply = Reply { id: id::new(Kind::ChatCompletion), created: clock::unix_s(), services: services.clone() };
     if streaming.stream {
-        let shape = Chunks { reply, num_choices, wants_logprobs, wants_usage: streaming.include_usage };
+        let shape = Chunks::new(reply, num_choices, wants_logprobs, streaming.include_usage);
         let request_id = edge::passport(&http)?.0;
-        return Ok(sse::respond(&http, running.reader, shape, request_id, services.timeouts.heartbeat));
+        return Ok(sse::respond(running.reader, shape, request_id, services.timeouts.heartbeat));
     }
     let answer = generate::collect(running, num_choices).await?;
     Ok(HttpResponse::Ok().json(reply.whole(&answer, wants_logprobs, wants_prompt_logprobs)))
@@ -117,31 +117,41 @@ impl Reply {
 /// The answer as a stream of chunks.
 struct Chunks {
     reply: Reply,
-    num_choices: u32,
     wants_logprobs: bool,
-    wants_usage: bool,
+    usage_so_far: ChunkUsage,
+    /// By choice: a chunk that brings text and nothing else.
+    templates: Vec<Template>,
 }
 
 impl Chunks {
-    fn chunk(&self, choices: &[ChatChunkChoice], usage: ChunkUsage) -> String {
-        sse::json(&ChatChunk { head: self.reply.head(Head::CHAT_CHUNK), choices, usage })
-    }
-
-    fn usage_so_far(&self) -> ChunkUsage {
-        if self.wants_usage { ChunkUsage::NotYet } else { ChunkUsage::NotAsked }
+    fn new(reply: Reply, num_choices: u32, wants_logprobs: bool, wants_usage: bool) -> Self {
+        let usage_so_far = if wants_usage { ChunkUsage::NotYet } else { ChunkUsage::NotAsked };
+        let template = |index| {
+            let choice = ChatChunkChoice { index, delta: ChatDelta::text(""), logprobs: None, finish_reason: None };
+            Template::new(&chunk(&reply, &[choice], usage_so_far), "content")
+        };
+        let templates = (0..num_choices).map(template).collect();
+        Self { reply, wants_logprobs, usage_so_far, templates }
     }
 }
 
+fn chunk<'a>(reply: &'a Reply, choices: &'a [ChatChunkChoice<'a>], usage: ChunkUsage) -> ChatChunk<'a> {
+    ChatChunk { head: reply.head(Head::CHAT_CHUNK), choices, usage }
+}
+
 impl Shape for Chunks {
-    fn open(&mut self, events: &mut Vec<String>) {
-        for index in 0..self.num_choices {
+    fn open(&mut self, events: &mut EventWriter) {
+        for index in (0..).take(self.templates.len()) {
             let choice = ChatChunkChoice { index, delta: ChatDelta::opening(), logprobs: None, finish_reason: None };
-            events.push(self.chunk(&[choice], self.usage_so_far()));
+            events.json(&chunk(&self.reply, &[choice], self.usage_so_far));
         }
     }
 
-    fn item(&mut self, item: Item, events: &mut Vec<String>) {
+    fn item(&mut self, item: Item, events: &mut EventWriter) {
         let Item::Delta(delta) = item else { return };
+        if !self.wants_logprobs && !delta.text.is_empty() && delta.finish.is_none() {
+            return events.text(&self.templates[delta.index as usize], &delta.text);
+        }
         let tokenizer = &self.reply.model().tokenizer;
         let choice = ChatChunkChoice {
             index: delta.index,
@@ -149,12 +159,12 @@ impl Shape for Chunks {
             logprobs: self.wants_logprobs.then(|| logprobs::chat(tokenizer, &delta.tokens)),
             finish_reason: delta.finish.map(|f| f.as_str()),
         };
-        events.push(self.chunk(&[choice], self.usage_so_far()));
+        events.json(&chunk(&self.reply, &[choice], self.usage_so_far));
     }
 
-    fn end(&mut self, usage: Usage, events: &mut Vec<String>) {
-        if self.wants_usage {
-            events.push(self.chunk(&[], ChunkUsage::Is(generate::usage(usage))));
+    fn end(&mut self, usage: Usage, events: &mut EventWriter) {
+        if let ChunkUsage::NotYet = self.usage_so_far {
+            events.json(&chunk(&self.reply, &[], ChunkUsage::Is(generate::usage(usage))));
         }
     }
 }

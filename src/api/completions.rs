@@ -6,7 +6,7 @@ use super::body::Body;
 use super::edge;
 use super::error::ApiError;
 use super::generate::{self, Answer};
-use super::sse::{self, Shape};
+use super::sse::{self, EventWriter, Shape, Template};
 use super::wire::completion::{CompletionRequest, Prompt};
 use super::wire::logprobs::CompletionLogprobs;
 use super::wire::response::{ChunkUsage, Completion, CompletionChoice, CompletionChunk, Head};
@@ -46,7 +46,7 @@ pub async fn create(http: HttpRequest, services: web::Data<Services>, body: Body
     if streaming.stream {
         let request_id = edge::passport(&http)?.0;
         let shape = Chunks::new(reply);
-        return Ok(sse::respond(&http, running.reader, shape, request_id, services.timeouts.heartbeat));
+        return Ok(sse::respond(running.reader, shape, request_id, services.timeouts.heartbeat));
     }
     let answer = generate::collect(running, wanted.num_choices).await?;
     let texts: Vec<String> = answer.choices.iter().enumerate().map(|(i, c)| reply.text(i, &c.text)).collect();
@@ -158,25 +158,27 @@ struct Chunks {
     offsets: Vec<usize>,
     /// By prompt: log-probabilities that have come, until all have.
     prompt_logprobs: Vec<Vec<TokenLogprobs>>,
+    usage_so_far: ChunkUsage,
+    /// By index: a chunk that brings text and nothing else.
+    templates: Vec<Template>,
 }
 
 impl Chunks {
     fn new(reply: Reply) -> Self {
         let num_prompts = reply.prompts.len();
         let offsets = vec![0; num_prompts * reply.wanted.num_choices as usize];
-        Self { reply, offsets, prompt_logprobs: vec![Vec::new(); num_prompts] }
-    }
-
-    fn chunk(&self, choices: &[CompletionChoice], usage: ChunkUsage) -> String {
-        sse::json(&CompletionChunk { head: self.reply.head(), choices, usage })
-    }
-
-    fn usage_so_far(&self) -> ChunkUsage {
-        if self.reply.wanted.usage { ChunkUsage::NotYet } else { ChunkUsage::NotAsked }
+        let usage_so_far = if reply.wanted.usage { ChunkUsage::NotYet } else { ChunkUsage::NotAsked };
+        let template = |index| {
+            let choice =
+                CompletionChoice { index, text: "", logprobs: None, finish_reason: None, prompt_logprobs: None };
+            Template::new(&chunk(&reply, &[choice], usage_so_far), "text")
+        };
+        let templates = (0..).map(template).take(offsets.len()).collect();
+        Self { reply, offsets, prompt_logprobs: vec![Vec::new(); num_prompts], usage_so_far, templates }
     }
 
     /// The prompt, as the first chunk of each of its choices.
-    fn echo(&mut self, prompt: usize, events: &mut Vec<String>) {
+    fn echo(&mut self, prompt: usize, events: &mut EventWriter) {
         let num_choices = self.reply.wanted.num_choices as usize;
         let text = self.reply.prompt_text(prompt);
         for index in prompt * num_choices..(prompt + 1) * num_choices {
@@ -190,13 +192,17 @@ impl Chunks {
                 finish_reason: None,
                 prompt_logprobs: None,
             };
-            events.push(self.chunk(&[choice], self.usage_so_far()));
+            events.json(&chunk(&self.reply, &[choice], self.usage_so_far));
         }
     }
 }
 
+fn chunk<'a>(reply: &'a Reply, choices: &'a [CompletionChoice<'a>], usage: ChunkUsage) -> CompletionChunk<'a> {
+    CompletionChunk { head: reply.head(), choices, usage }
+}
+
 impl Shape for Chunks {
-    fn open(&mut self, events: &mut Vec<String>) {
+    fn open(&mut self, events: &mut EventWriter) {
         for prompt in 0..self.reply.prompts.len() {
             // With log-probabilities a prompt is told when it has been computed; one token alone has none to wait for.
             if self.reply.wanted.echo && (!self.reply.wanted.logprobs || self.reply.prompts[prompt].len() == 1) {
@@ -205,7 +211,7 @@ impl Shape for Chunks {
         }
     }
 
-    fn item(&mut self, item: Item, events: &mut Vec<String>) {
+    fn item(&mut self, item: Item, events: &mut EventWriter) {
         let delta = match item {
             Item::Delta(delta) => delta,
             Item::Prompt { prompt, logprobs } => {
@@ -217,6 +223,9 @@ impl Shape for Chunks {
             }
             Item::End(_) | Item::Error(_) => return,
         };
+        if !self.reply.wanted.logprobs && delta.finish.is_none() {
+            return events.text(&self.templates[delta.index as usize], &delta.text);
+        }
         let logprobs = self.reply.wanted.logprobs.then(|| {
             let offset = &mut self.offsets[delta.index as usize];
             let mut out = CompletionLogprobs::starting_at(*offset);
@@ -231,12 +240,12 @@ impl Shape for Chunks {
             finish_reason: delta.finish.map(|f| f.as_str()),
             prompt_logprobs: None,
         };
-        events.push(self.chunk(&[choice], self.usage_so_far()));
+        events.json(&chunk(&self.reply, &[choice], self.usage_so_far));
     }
 
-    fn end(&mut self, usage: Usage, events: &mut Vec<String>) {
+    fn end(&mut self, usage: Usage, events: &mut EventWriter) {
         if self.reply.wanted.usage {
-            events.push(self.chunk(&[], ChunkUsage::Is(generate::usage(usage))));
+            events.json(&chunk(&self.reply, &[], ChunkUsage::Is(generate::usage(usage))));
         }
     }
 }

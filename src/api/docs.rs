@@ -12,7 +12,7 @@ use super::openapi;
 
 const PAGE: &str = include_str!("docs.html");
 
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| super::sse::json(&openapi::document()));
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| serde_json::to_string(&openapi::document()).unwrap_or_default());
 static POLICY: LazyLock<HeaderValue> =
     LazyLock::new(|| HeaderValue::from_str(&policy()).expect("base64 and words of the policy"));
 

@@ -46,6 +46,11 @@ pub enum Command {
     Keys(KeysArgs),
     /// Measure a model without a server: prefill and decode, tokens a second
     Bench(BenchArgs),
+    /// Measure a running server over HTTP: events and requests a second, times, processor time
+    ///
+    /// Keeps a number of streamed chat completions going, each on its own connection and the next as soon as one has
+    /// ended, and counts events without reading their JSON. Works with any server of OpenAI's API over plain HTTP.
+    Load(LoadArgs),
 }
 
 /// Where the configuration comes from.
@@ -151,6 +156,51 @@ pub struct BenchArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// Address of the server
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub url: String,
+    /// API key [default: the environment variable GARRICK_API_KEY]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Served name of the model
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub model: String,
+    /// Streams at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub streams: u32,
+    /// max_tokens of each answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub tokens: u32,
+    /// The user's message
+    #[arg(long, value_name = "TEXT", default_value = "Tell me a story.")]
+    pub prompt: String,
+    /// Ask for the full length even where the model would end (vLLM's extension; Garrick knows it too)
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Seconds before anything is counted
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
+    pub warm_up: f64,
+    /// Seconds that count
+    #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = seconds)]
+    pub duration: f64,
+    /// The server's process: its processor time, with that of its children, is reported too
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// From nothing to a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("must be a number of seconds from 0 to 86400".into()),
+    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -4,11 +4,13 @@
 //!
 //! Invariant: a port is bound and a model opened only after every argument and key was found legal.
 
+mod address;
 pub mod args;
 mod bench;
 pub mod chat;
 mod check;
 mod keys;
+mod load;
 mod progress;
 pub mod render;
 mod serve;
@@ -73,6 +75,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Render(args) => render::run(args),
         Command::Keys(args) => keys::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Load(args) => load::run(args),
     }
 }
 

@@ -104,7 +104,7 @@ fn nobody_climbs_out_of_a_part_by_super() {
 fn actors_and_http_stay_in_their_layers() {
     let outside = |s: &Source| !["actors", "api", "app"].contains(&s.part());
     let mut breaches = Vec::new();
-    for name in ["actix", "actix_web", "actix_web_lab"] {
+    for name in ["actix", "actix_web"] {
         for source in sources().iter().filter(|s| outside(s)) {
             // A command may start the runtime that it calls the layers below in.
             let starts_runtime = |at: &usize| source.part() == "cli" && source.code[*at..].starts_with("actix::System");

@@ -10,11 +10,12 @@ fn help_names_every_command() {
     let dir = tempdir().expect("a folder");
     let help = garrick(dir.path(), &["--help"]);
     assert_eq!(help.code, Some(0));
-    for word in ["serve", "check", "chat", "render", "keys", "bench", "--model", "--listen", "--set", "64", "GARRICK__"]
+    for word in
+        ["serve", "check", "chat", "render", "keys", "bench", "load", "--model", "--listen", "--set", "64", "GARRICK__"]
     {
         assert!(help.stdout.contains(word), "{word}: {}", help.stdout);
     }
-    for command in ["serve", "check", "chat", "render", "keys", "bench"] {
+    for command in ["serve", "check", "chat", "render", "keys", "bench", "load"] {
         assert_eq!(garrick(dir.path(), &[command, "--help"]).code, Some(0), "{command}");
     }
     assert!(garrick(dir.path(), &["--version"]).stdout.starts_with("garrick "));
@@ -53,6 +54,34 @@ fn bench_measures_every_batch() {
     let table = garrick(dir.path(), &common);
     assert!(table.stdout.contains("DECODE TOK/S"), "{table:?}");
     assert_eq!(garrick(dir.path(), &["bench", "--model", "fake", "--batch", "4000"]).code, Some(64));
+}
+
+#[test]
+fn load_counts_what_a_server_sends() {
+    let server = Launch::fake("fake:decode_us_per_step=1000").keyed().start();
+    let url = format!("http://{}", server.address);
+    let run = |key: &str, more: &str| {
+        server.launch.cli(&format!("load --url {url} --model fake --streams 3 --tokens 4 --key {key} --json {more}"))
+    };
+    let key = server.launch.new_key("");
+    let measured = run(&key, &format!("--warm-up 0 --duration 1 --pid {}", server.pid()));
+    assert_eq!(measured.code, Some(0), "{measured:?}");
+    let report: Value = serde_json::from_str(&measured.stdout).expect("JSON");
+    let number = |name: &str| report[name].as_u64().expect("a number");
+    // Opening, four tokens, end, [DONE]; what three streams were in the midst of when time was up is counted too.
+    assert!((0..=3 * 6).contains(&(number("events") as i64 - 7 * number("requests") as i64)), "{report}");
+    assert!(number("requests") > 0, "{report}");
+    assert_eq!(report["failures"], 0, "{report}");
+    assert!(report["ttft_ms"]["p99"].as_f64() > Some(0.0), "{report}");
+    assert!(report["server_cpu_us_per_event"].as_f64().is_some(), "{report}");
+    server.wait_idle();
+    let refused = run("sk-wrong", "--warm-up 0 --duration 0.3");
+    assert_eq!(refused.code, Some(69), "{refused:?}");
+    assert!(refused.stderr.contains("401"), "{refused:?}");
+    let table = server.launch.cli(&format!("load --url {url} --model fake --key {key} --warm-up 0 --duration 0.5"));
+    assert!(table.stdout.contains("events") && table.stdout.contains("first text"), "{table:?}");
+    assert_eq!(run(&key, "--duration -1").code, Some(64));
+    assert_eq!(run(&key, "--pid 4000000000").code, Some(69));
 }
 
 #[test]

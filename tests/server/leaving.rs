@@ -40,7 +40,7 @@ fn leaving_as_the_answer_ends_leaves_nothing() {
         let body = completion(json!({"max_tokens": 8 + round / 2, "stream": true}));
         connection.send(&Request::post(COMPLETIONS, &body));
         connection.head();
-        leave(connection, ALL[round % 2]);
+        leave(connection, Goodbye::ALL[round % 2]);
     }
     server.wait_idle();
 }

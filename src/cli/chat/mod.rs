@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::args::ChatArgs;
-use super::{Exit, Failure};
+use super::{Exit, Failure, address};
 use conversation::{Conversation, Part};
 use sse::SseReader;
 
@@ -114,20 +114,11 @@ fn read_lines() -> mpsc::Receiver<String> {
 
 impl Server {
     fn new(args: &ChatArgs) -> Result<Self, Failure> {
-        let wrong = |why: &str| {
-            let message = format!("--url {}: must be an address as http://127.0.0.1:8080 ({why})", args.url);
-            Failure::new(Exit::Usage, message)
-        };
-        let base = args.url.trim_end_matches('/').trim_end_matches("/v1");
-        let endpoint = Url::parse(&format!("{base}/v1/chat/completions")).map_err(|e| wrong(&e.to_string()))?;
-        if endpoint.scheme() != "http" {
-            return Err(wrong("http only: TLS is not built in"));
-        }
+        let endpoint = address::chat_endpoint(&args.url)?;
         let local = matches!(endpoint.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
         let builder = if local { Client::builder().no_proxy() } else { Client::builder() };
         let client = builder.build().map_err(|e| Failure::new(Exit::Internal, e))?;
-        let key = args.key.clone().or_else(|| std::env::var("GARRICK_API_KEY").ok()).filter(|k| !k.is_empty());
-        Ok(Self { client, endpoint, key })
+        Ok(Self { client, endpoint, key: address::key(args.key.as_ref()) })
     }
 
     /// Asks for the next answer, writes it to `out` as it comes and collects it in `answer`, until it ends or
