@@ -187,6 +187,14 @@ impl StreamActor {
         });
     }
 
+    /// A fast lane sends the next batch before this one is handled, and a mailbox is drained without a pause: the reader
+    /// on the same thread would have no turn, and be cut for it. So it gets one before the buffer is full.
+    fn let_read(&self, ctx: &mut Context<Self>) {
+        if self.state == State::Open && self.outlet.backlog().0 > self.limits.max_buffer_bytes / 4 {
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+        }
+    }
+
     /// One message for all prompts of a batch: one for each could fill the owner's mailbox.
     fn tell_started(&mut self, ctx: &mut Context<Self>) {
         if !self.started.is_empty() {
@@ -309,6 +317,8 @@ impl Handler<EventsReady> for StreamActor {
         }
         if !self.unfinished() {
             self.end(ctx);
+        } else {
+            self.let_read(ctx);
         }
     }
 }
