@@ -27,7 +27,8 @@ struct Shared {
     writer_gone: bool,
     reader_gone: bool,
     reader: Option<Waker>,
-    writer: Option<Waker>,
+    /// Of everyone who waits for the reader to go: the request's actor and, later, the stream's.
+    writers: Vec<Waker>,
     on_cut: Option<Box<dyn FnOnce()>>,
 }
 
@@ -68,7 +69,7 @@ impl OutletWriter {
         }
     }
 
-    /// Resolves when the reader has been dropped.
+    /// Resolves when the reader has been dropped, for everyone who waits for it.
     pub fn reader_gone(&self) -> impl Future<Output = ()> + 'static {
         let shared = self.0.clone();
         poll_fn(move |cx| {
@@ -76,7 +77,10 @@ impl OutletWriter {
             if shared.reader_gone {
                 return Poll::Ready(());
             }
-            shared.writer = Some(cx.waker().clone());
+            // One task is in once: the list is as long as there are waiting actors, two.
+            if !shared.writers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                shared.writers.push(cx.waker().clone());
+            }
             Poll::Pending
         })
     }
@@ -123,8 +127,41 @@ impl Drop for OutletReader {
         shared.reader_gone = true;
         shared.items.clear();
         shared.bytes = 0;
-        if let Some(waker) = shared.writer.take() {
-            waker.wake();
+        shared.writers.drain(..).for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn everyone_who_waits_for_the_reader_to_go_is_woken_once() {
+        let (writer, reader) = outlet();
+        let (mut first, mut second) = (pin!(writer.reader_gone()), pin!(writer.reader_gone()));
+        let (wakes, others) = (Arc::new(Wakes::default()), Arc::new(Wakes::default()));
+        let (waker, other) = (Waker::from(wakes.clone()), Waker::from(others.clone()));
+        for _ in 0..3 {
+            assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            assert!(second.as_mut().poll(&mut Context::from_waker(&other)).is_pending());
+        }
+        drop(reader);
+        assert_eq!((wakes.0.load(Ordering::Relaxed), others.0.load(Ordering::Relaxed)), (1, 1));
+        assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+        assert!(second.as_mut().poll(&mut Context::from_waker(&other)).is_ready());
     }
 }

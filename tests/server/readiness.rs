@@ -1,8 +1,10 @@
 //! Ready means that a request sent now would make progress; live means that the process answers. They differ.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, Launch, Server, chat, eventually};
+use crate::fixture::{CHAT, Launch, PATIENCE, Server, chat, eventually};
 
 fn reasons(server: &Server) -> Vec<String> {
     let answer = server.get("/health/ready");
@@ -59,7 +61,7 @@ fn a_lane_that_lost_its_device_is_not_ready_for_good() {
     let server = Launch::fake("fake:lose_at_step=3").start();
     let error: Value = server.post(CHAT, &chat(json!({"max_tokens": 50}))).error(500);
     assert_eq!(error["code"], "internal");
-    assert!(is_said(&server, "lane 0: the executor is gone"), "{:?}", reasons(&server));
+    assert!(is_said(&server, "lane 0: the device is lost"), "{:?}", reasons(&server));
     server.get("/health/live").ok();
     // Nobody is sent where nothing runs.
     let refused = server.post(CHAT, &chat(json!({})));
@@ -70,12 +72,32 @@ fn a_lane_that_lost_its_device_is_not_ready_for_good() {
 }
 
 #[test]
-fn a_lost_lane_leaves_its_work_to_the_others() {
-    let server = Launch::fake("fake:lose_at_step=5").arg("--lanes").arg("2").start();
-    server.post(CHAT, &chat(json!({"max_tokens": 50}))).error(500);
+fn a_lost_lane_leaves_new_work_to_the_others() {
+    let server = Launch::fake("fake:lose_at_step=40").arg("--lanes").arg("2").start();
+    // It meets the loss, and ends with an error unless the other lane took it over in between.
+    let met = server.post(CHAT, &chat(json!({"max_tokens": 45}))).status;
+    assert!([200, 500].contains(&met), "{met}");
     let [reason] = &*reasons(&server) else { panic!("{:?}", reasons(&server)) };
-    assert!(reason.ends_with("the executor is gone"), "{reason}");
+    assert!(reason.ends_with("the device is lost"), "{reason}");
     for _ in 0..4 {
         server.post(CHAT, &chat(json!({"max_tokens": 1}))).ok();
     }
+}
+
+#[test]
+fn a_lane_that_keeps_dying_is_given_up() {
+    let server = Launch::fake("fake").drilled().start();
+    // Its back-off grows to seconds: that a lane is given up takes longer than other things.
+    let deadline = Instant::now() + 6 * PATIENCE;
+    while server.metric("garrick_lane_given_up") == 0.0 {
+        assert!(Instant::now() < deadline, "it is still being built again");
+        // An idle lane ticks by itself, and dies of it.
+        server.launch.arm("Scheduler.Tick");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(server.metric("garrick_lane_restarts_total") >= 2.0);
+    assert!(is_said(&server, "lane 0: the scheduler kept dying and is given up"), "{:?}", reasons(&server));
+    server.get("/health/live").ok();
+    let refused = server.post(CHAT, &chat(json!({})));
+    assert_eq!(refused.error(503)["code"], "unavailable");
 }

@@ -129,7 +129,7 @@ impl FakeExecutor {
         assert!(!is_now(self.spec.panic_at_step), "drill: panic_at_step={}", self.num_steps);
         let poison = |&token: &u32| self.spec.panic_on_token == Some(token.into());
         assert!(!plan.rows.iter().any(|rows| rows.tokens.iter().any(poison)), "drill: panic_on_token");
-        if is_now(self.spec.lose_at_step) {
+        if self.spec.lose_at_step.is_some_and(|step| self.num_steps >= step) {
             return Err(ExecError::Lost(format!("drill: lose_at_step={}", self.num_steps)));
         }
         if is_now(self.spec.fail_at_step) {
