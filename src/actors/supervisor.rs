@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::metrics::Counter;
 use actix::{Actor, AsyncContext, Context};
 
 use super::events::Sink;
@@ -21,7 +20,7 @@ use super::post::{ExecutorPost, SchedulerPost};
 use super::restarts::{MAX_RESTARTS, Restarts, Verdict};
 use super::seat::Seat;
 use crate::base::faults;
-use crate::base::metrics::metrics;
+use crate::base::metrics::{Counter, metrics};
 use crate::exec::Executor;
 use crate::sched::{LaneConfig, LaneConfigError, StealWindow};
 
