@@ -1,6 +1,7 @@
 //! Behind nginx, with the project's own `deploy/nginx.conf`: nothing is held back, hidden, changed or done twice.
 
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -312,4 +313,27 @@ fn one_address_does_not_take_every_connection() {
     assert_eq!(answer.error(429)["code"], "rate_limit_exceeded");
     assert_eq!(answer.retry_after(), 1);
     drop(held);
+}
+
+#[test]
+fn over_tls_and_http_2_too() {
+    let Some(nginx) = nginx() else { return };
+    let server = Launch::fake("fake:wedge_at_step=20,wedge_ms=3000").start();
+    let proxy = Proxy::start_tls(nginx, &[server.address]);
+    let url = format!("https://{}{CHAT}", proxy.address);
+    let ask = |body: Value| {
+        let mut curl = Command::new("curl");
+        curl.args(["-skN", "--http2", "--max-time", "60", "-w", "\n%{http_version} %{http_code}", "-d"]);
+        curl.arg(body.to_string()).arg(&url).stdout(Stdio::piped());
+        curl.spawn().expect("curl runs")
+    };
+    let out = ask(chat(json!({"stream": true}))).wait_with_output().expect("it ends");
+    let out = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.contains("data: [DONE]") && out.ends_with("2 200"), "{out}");
+    // One that leaves while its stream is silent.
+    let mut leaver = ask(endless(json!({"stream": true})));
+    server.wait_for("garrick_requests_running", |running| running == 2.0);
+    leaver.kill().and_then(|()| leaver.wait()).expect("it ends");
+    server.wait_idle();
+    server.wait_for("garrick_finished_total{reason=\"cancelled\"}", |n| n == 1.0);
 }
