@@ -1,11 +1,14 @@
 //! Behind nginx, with the project's own `deploy/nginx.conf`: nothing is held back, hidden, changed or done twice.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, Frame, Goodbye, Launch, Proxy, Request, Response, Server, chat, leave, nginx, with};
+use crate::fixture::{
+    CHAT, Connection, Frame, Goodbye, Launch, Proxy, Request, Response, Server, chat, leave, nginx, with,
+};
 
 /// Slow enough that nothing ends by itself: a full answer would take minutes.
 const SLOW: &str = "fake:decode_us_per_step=20000";
@@ -80,7 +83,13 @@ fn a_client_that_leaves_while_it_sends_never_reaches_a_server() {
     let proxy = Proxy::start(nginx, &[server.address], &[]);
     for how in Goodbye::ALL {
         let mut connection = proxy.connect();
-        connection.send_bytes(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 99\r\n\r\n{\"model\"");
+        let head = Request::new("POST", CHAT).header("expect", "100-continue").body(vec![b' '; 99]).bytes();
+        connection.send_bytes(&head[..head.len() - 99]);
+        // Says that the head was read, after which an impatient proxy would have asked a server.
+        let mut interim = [0; 256];
+        let read = connection.socket().read(&mut interim).expect("an interim answer");
+        assert!(interim[..read].starts_with(b"HTTP/1.1 100"));
+        connection.send_bytes(b"{\"model\"");
         let _still_open = leave(connection, how);
     }
     let num_ended = || proxy.access_log().lines().count();
@@ -169,6 +178,21 @@ fn heartbeats_keep_a_silent_stream() {
         }
     }
     assert!(comments >= 3 && events == 15, "{comments} comments, {events} events");
+}
+
+#[test]
+fn a_reader_that_stalls_is_noticed() {
+    let Some(nginx) = nginx() else { return };
+    let unbounded = "server.max_stream_buffer_bytes=1073741824";
+    let server = Launch::fake("fake").set("server.stall_timeout_s=1").set(unbounded).start();
+    let proxy = Proxy::start(nginx, &[server.address], &[]);
+    // Megabytes: nginx must not take them into its own buffers and files, or the server would know nothing.
+    let flood = chat(json!({"n": 16, "max_tokens": 2000, "stream": true, "logprobs": true, "top_logprobs": 20}));
+    let mut connection = Connection::open_narrow(proxy.address);
+    connection.send(&Request::post(CHAT, &flood));
+    server.wait_for("garrick_stream_stalls_total", |stalls| stalls == 1.0);
+    server.wait_idle();
+    assert!(connection.ends(), "the connection is closed, not left hanging");
 }
 
 #[test]
