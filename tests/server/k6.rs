@@ -48,7 +48,7 @@ fn run(k6: &PathBuf, script: &str, base: std::net::SocketAddr, server: &Server, 
 
 impl Run {
     #[track_caller]
-    fn is_good(self) -> Self {
+    fn succeeded(self) -> Self {
         assert_eq!(self.code, Some(0), "{}", self.output);
         assert!(self.output.contains("the server's own count"), "{}", self.output);
         assert!(self.count("garrick_tokens") > 0.0, "{}", self.output);
@@ -68,7 +68,7 @@ fn demo() -> Server {
 fn steady() {
     let Some(k6) = k6() else { return };
     let server = demo();
-    let run = run(&k6, "steady.js", server.address, &server, &[("DURATION", "3s"), ("VUS", "3")]).is_good();
+    let run = run(&k6, "steady.js", server.address, &server, &[("DURATION", "3s"), ("VUS", "3")]).succeeded();
     assert!(run.metrics["garrick_first_token_ms"]["max"].as_f64() > Some(0.0), "{}", run.metrics);
 }
 
@@ -78,7 +78,7 @@ fn burst() {
     // One token in 5 ms, and room for four: most of the burst must be refused, and none before or after it.
     let server = Launch::fake("fake:decode_us_per_step=5000").set("admission.max_requests=4").start();
     let settings = [("DURATION", "3s"), ("RATE", "40"), ("QUIET_RATE", "1"), ("MAX_TOKENS", "100")];
-    let run = run(&k6, "burst.js", server.address, &server, &settings).is_good();
+    let run = run(&k6, "burst.js", server.address, &server, &settings).succeeded();
     assert!(run.count("garrick_refused") > 0.0, "{}", run.output);
 }
 
@@ -100,7 +100,7 @@ fn disconnect_storm_behind_nginx() {
 /// A thousand, as the script has it by default.
 fn storm(k6: &PathBuf, address: std::net::SocketAddr, server: &Server) {
     let settings = [("DURATION", "8s"), ("VUS", "40"), ("MAX_STAY_MS", "200"), ("LEAVER_TOKENS", "7000")];
-    let run = run(k6, "disconnect-storm.js", address, server, &settings).is_good();
+    let run = run(k6, "disconnect-storm.js", address, server, &settings).succeeded();
     assert_eq!(run.count("garrick_left"), 1000.0, "{}", run.output);
     assert!(server.metric("garrick_finished_total{reason=\"cancelled\"}") > 100.0);
 }
@@ -110,7 +110,7 @@ fn mixed() {
     let Some(k6) = k6() else { return };
     let server = demo();
     let settings = [("DURATION", "6s"), ("VUS", "6"), ("LONG_WORDS", "100"), ("MAX_TOKENS", "40")];
-    run(&k6, "mixed.js", server.address, &server, &settings).is_good();
+    run(&k6, "mixed.js", server.address, &server, &settings).succeeded();
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn soak() {
     let Some(k6) = k6() else { return };
     let server = demo();
     let settings = [("DURATION", "8s"), ("VUS", "4"), ("THINK_S", "0.1"), ("MAX_TOKENS", "16")];
-    run(&k6, "soak.js", server.address, &server, &settings).is_good();
+    run(&k6, "soak.js", server.address, &server, &settings).succeeded();
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! Behind nginx, with the project's own `deploy/nginx.conf`: nothing is held back, hidden, changed or done twice.
 
+use std::io::Read;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CHAT, Frame, Goodbye, Launch, Proxy, Request, Response, Server, chat, leave, nginx, with};
+use crate::fixture::{
+    CHAT, Connection, Frame, Goodbye, Launch, Proxy, Request, Response, Server, chat, leave, nginx, with,
+};
 
 /// Slow enough that nothing ends by itself: a full answer would take minutes.
 const SLOW: &str = "fake:decode_us_per_step=20000";
@@ -28,18 +32,17 @@ fn told(mut answer: Response) -> Response {
 #[test]
 fn tokens_arrive_one_by_one() {
     let Some(nginx) = nginx() else { return };
-    // The fifth step takes as long as patience; what is read before it ends cannot have waited for the rest.
-    let server = Launch::fake("fake:wedge_at_step=5,wedge_ms=5000").start();
+    // What is read while the second step runs cannot have waited for it; and it is less than any buffer holds.
+    let server = Launch::fake("fake:wedge_at_step=2,wedge_ms=5000").start();
     let proxy = Proxy::start(nginx, &[server.address], &[]);
-    let body = chat(json!({"stream": true, "max_tokens": 12}));
-    let mut stream = proxy.connect().stream(&Request::post(CHAT, &body));
-    // The opening, and a token for each of the four steps.
-    for _ in 0..5 {
+    let mut stream = proxy.connect().stream(&Request::post(CHAT, &chat(json!({"stream": true, "max_tokens": 12}))));
+    // The opening, and the first step's token.
+    for _ in 0..2 {
         stream.next().expect("it goes on");
     }
     // Steps count when they begin.
-    assert_eq!(server.metric("garrick_steps_total"), 5.0, "the fifth step still runs");
-    assert_eq!(stream.rest().len(), 9, "eight tokens and the end");
+    assert_eq!(server.metric("garrick_steps_total"), 2.0, "the second step still runs");
+    assert_eq!(stream.rest().len(), 12, "eleven tokens and the end");
     assert_eq!(stream.head.header("content-type"), Some("text/event-stream"));
     assert_eq!(stream.head.header("cache-control"), Some("no-store"));
 }
@@ -80,11 +83,18 @@ fn a_client_that_leaves_while_it_sends_never_reaches_a_server() {
     let proxy = Proxy::start(nginx, &[server.address], &[]);
     for how in Goodbye::ALL {
         let mut connection = proxy.connect();
-        connection.send_bytes(b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\ncontent-length: 99\r\n\r\n{\"model\"");
+        let head = Request::new("POST", CHAT).header("expect", "100-continue").body(vec![b' '; 99]).bytes();
+        connection.send_bytes(&head[..head.len() - 99]);
+        // Says that the head was read, after which an impatient proxy would have asked a server.
+        let mut interim = [0; 256];
+        let read = connection.socket().read(&mut interim).expect("an interim answer");
+        assert!(interim[..read].starts_with(b"HTTP/1.1 100"));
+        connection.send_bytes(b"{\"model\"");
         let _still_open = leave(connection, how);
     }
-    assert_eq!(proxy.ask(&Request::get("/health/live")).status, 200);
-    assert_eq!(server.metric("garrick_requests_total{route=\"/v1/chat/completions\"}"), 0.0);
+    let num_ended = || proxy.access_log().lines().count();
+    assert!(crate::fixture::eventually(|| num_ended() == Goodbye::ALL.len()), "{}", proxy.access_log());
+    assert_eq!(num_connections(server.address), 0);
 }
 
 #[test]
@@ -168,6 +178,21 @@ fn heartbeats_keep_a_silent_stream() {
         }
     }
     assert!(comments >= 3 && events == 15, "{comments} comments, {events} events");
+}
+
+#[test]
+fn a_reader_that_stalls_is_noticed() {
+    let Some(nginx) = nginx() else { return };
+    let unbounded = "server.max_stream_buffer_bytes=1073741824";
+    let server = Launch::fake("fake").set("server.stall_timeout_s=1").set(unbounded).start();
+    let proxy = Proxy::start(nginx, &[server.address], &[]);
+    // Megabytes: nginx must not take them into its own buffers and files, or the server would know nothing.
+    let flood = chat(json!({"n": 16, "max_tokens": 2000, "stream": true, "logprobs": true, "top_logprobs": 20}));
+    let mut connection = Connection::open_narrow(proxy.address);
+    connection.send(&Request::post(CHAT, &flood));
+    server.wait_for("garrick_stream_stalls_total", |stalls| stalls == 1.0);
+    server.wait_idle();
+    assert!(connection.ends(), "the connection is closed, not left hanging");
 }
 
 #[test]
@@ -312,4 +337,27 @@ fn one_address_does_not_take_every_connection() {
     assert_eq!(answer.error(429)["code"], "rate_limit_exceeded");
     assert_eq!(answer.retry_after(), 1);
     drop(held);
+}
+
+#[test]
+fn over_tls_and_http_2_too() {
+    let Some(nginx) = nginx() else { return };
+    let server = Launch::fake("fake:wedge_at_step=20,wedge_ms=3000").start();
+    let proxy = Proxy::start_tls(nginx, &[server.address]);
+    let url = format!("https://{}{CHAT}", proxy.address);
+    let ask = |body: Value| {
+        let mut curl = Command::new("curl");
+        curl.args(["-skN", "--http2", "--max-time", "60", "-w", "\n%{http_version} %{http_code}", "-d"]);
+        curl.arg(body.to_string()).arg(&url).stdout(Stdio::piped());
+        curl.spawn().expect("curl runs")
+    };
+    let out = ask(chat(json!({"stream": true}))).wait_with_output().expect("it ends");
+    let out = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.contains("data: [DONE]") && out.ends_with("2 200"), "{out}");
+    // One that leaves while its stream is silent.
+    let mut leaver = ask(endless(json!({"stream": true})));
+    server.wait_for("garrick_requests_running", |running| running == 2.0);
+    leaver.kill().and_then(|()| leaver.wait()).expect("it ends");
+    server.wait_idle();
+    server.wait_for("garrick_finished_total{reason=\"cancelled\"}", |n| n == 1.0);
 }
