@@ -173,15 +173,14 @@ impl StreamActor {
     /// taken the response has not begun.
     fn bound_backlog(&mut self, ctx: &mut Context<Self>) {
         let (bytes, taken) = self.outlet.backlog();
-        let is_over = bytes > self.limits.max_buffer_bytes && taken > 0 && self.state == State::Open;
-        if !is_over || self.overflow.is_some() {
+        if bytes <= self.limits.max_buffer_bytes || taken == 0 || self.overflow.is_some() {
             return;
         }
         self.overflow = Some(bytes);
         ctx.run_later(OVERFLOW_GRACE, |stream, ctx| {
             let before = stream.overflow.take();
-            if stream.state == State::Open && before.is_some_and(|before| stream.outlet.backlog().0 >= before) {
-                return stream.cut("the buffer is full");
+            if before.is_some_and(|before| stream.outlet.backlog().0 >= before) {
+                return stream.cut("the buffer is full", ctx);
             }
             stream.bound_backlog(ctx);
         });
@@ -204,11 +203,14 @@ impl StreamActor {
     }
 
     /// Gives up on a reader that does not read.
-    fn cut(&mut self, why: &'static str) {
+    fn cut(&mut self, why: &'static str, ctx: &mut Context<Self>) {
         tracing::info!(request = self.first_request.0, why, "cut a stalled reader");
         metrics().stream_stalls.increment(1);
         self.outlet.cut();
         self.abandon(State::Left);
+        if self.state == State::Ended {
+            ctx.stop();
+        }
     }
 
     /// A reader that had something to take and took nothing from one look to the next is cut. After the last item there
@@ -223,10 +225,7 @@ impl StreamActor {
             let has_more = bytes > 0 || is_ended;
             let is_late = Instant::now() > due + interval / 2;
             if has_more && !is_late && taken_before == Some(taken) {
-                stream.cut("nothing was read for server.stall_timeout_s");
-                if stream.state == State::Ended {
-                    return ctx.stop();
-                }
+                stream.cut("nothing was read for server.stall_timeout_s", ctx);
             }
             stream.watch_reader(has_more.then_some(taken), ctx);
         });
