@@ -42,7 +42,7 @@ fn prepare(services: &web::Data<Services>, request: ChatRequest) -> Prepare {
     Box::new(move || {
         let text = prompt::render(&model, request.messages, None, &request.template)?;
         let tokens = prompt::encode_to_run(&model, &text, false)?;
-        prompt::generation(&model, request.sampling, vec![tokens])
+        prompt::generation(&model, request.sampling, vec![tokens], 0)
     })
 }
 

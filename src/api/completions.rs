@@ -61,7 +61,8 @@ fn prepare(services: &web::Data<Services>, request: CompletionRequest) -> Prepar
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         let prompts = request.prompts.into_iter().map(tokens).collect::<Result<_, _>>()?;
-        prompt::generation(&model, request.sampling, prompts)
+        let num_echoes = if request.echo { request.sampling.n } else { 0 };
+        prompt::generation(&model, request.sampling, prompts, num_echoes)
     })
 }
 

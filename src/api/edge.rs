@@ -2,7 +2,6 @@
 //!
 //! Default is shut: a route is open only if it is listed in [`is_open`].
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +11,6 @@ use actix_web::http::Method;
 use actix_web::http::header::{ALLOW, AUTHORIZATION, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, ResponseError, web};
-use futures_util::FutureExt;
 use tracing::{Instrument, Span};
 
 use super::error::{ApiError, response};
@@ -66,14 +64,14 @@ pub async fn identify(
         _ => Span::none(),
     };
     request.extensions_mut().insert(RequestSpan(span.clone()));
-    // Inner layers answer with errors instead of failing: a failure would have no request to be answered to.
-    let called = AssertUnwindSafe(async { next.call(request).await }.instrument(span)).catch_unwind().await;
-    let Ok(called) = called else {
+    // Inner layers answer with errors instead of failing, which would leave no request to be answered to: what fails has
+    // panicked, and was caught by the layer below.
+    let Ok(answer) = next.call(request).instrument(span).await else {
         metrics().error(Code::Internal.as_str());
         metrics().request_done(route, 500, began.elapsed().as_secs_f64());
         return Err(Panicked(request_id).into());
     };
-    let mut answer = called?.map_into_boxed_body();
+    let mut answer = answer.map_into_boxed_body();
     if let Some(error) = answer.response().error() {
         let max_body = answer.request().app_data::<web::Data<MaxBody>>().map_or(0, |max| max.0);
         let error = external(error, max_body);

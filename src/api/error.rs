@@ -41,6 +41,9 @@ pub fn status(code: Code) -> StatusCode {
     }
 }
 
+/// OpenAI's SDKs try every 5xx again unless this tells them not to.
+const SHOULD_RETRY: &str = "x-should-retry";
+
 pub fn response(error: &Error, request_id: &str) -> HttpResponse {
     let mut response = HttpResponse::build(status(error.code));
     if let Some(seconds) = error.retry_after_s {
@@ -52,6 +55,9 @@ pub fn response(error: &Error, request_id: &str) -> HttpResponse {
     if error.code == Code::RequestTimeout {
         // What is left of the body is not waited for.
         response.force_close();
+    }
+    if !error.retryable() && status(error.code).is_server_error() {
+        response.insert_header((SHOULD_RETRY, "false"));
     }
     response.json(ErrorBody::new(error, request_id))
 }

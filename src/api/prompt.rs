@@ -53,8 +53,17 @@ pub fn encode(model: &ServedModel, text: &str, add_special: bool) -> Result<Vec<
     model.tokenizer.encode(text, add_special).map_err(Error::internal)
 }
 
-/// What is to be generated after `prompts`.
-pub fn generation(model: &ServedModel, sampling: Sampling, prompts: Vec<Vec<TokenId>>) -> Result<Generation, Error> {
+/// Most log-probabilities that one answer may have, alternatives included: some 100 MB of JSON.
+pub const MAX_ANSWER_LOGPROBS: usize = 4 << 20;
+
+/// What is to be generated after `prompts`, each of which is echoed `num_echoes` times.
+pub fn generation(
+    model: &ServedModel,
+    sampling: Sampling,
+    prompts: Vec<Vec<TokenId>>,
+    num_echoes: u32,
+) -> Result<Generation, Error> {
+    bound_logprobs(model, &sampling, &prompts, num_echoes)?;
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(Error::internal)?;
     let params = sampling.params(&model.defaults, u64::from_le_bytes(seed));
@@ -70,6 +79,33 @@ pub fn generation(model: &ServedModel, sampling: Sampling, prompts: Vec<Vec<Toke
         include_stop: sampling.include_stop,
         prompt_logprobs: sampling.prompt_logprobs,
     })
+}
+
+/// Before anything is computed: a small request can ask for an answer of any size.
+fn bound_logprobs(
+    model: &ServedModel,
+    sampling: &Sampling,
+    prompts: &[Vec<TokenId>],
+    num_echoes: u32,
+) -> Result<(), Error> {
+    let each = |wanted: Option<u8>| wanted.map_or(0, |top| 1 + usize::from(top));
+    let of_prompts = each(sampling.prompt_logprobs) * num_echoes.max(1) as usize;
+    let of_outputs = each(sampling.logprobs) * sampling.n as usize;
+    let wanted: usize = prompts
+        .iter()
+        .map(|prompt| {
+            let room = model.max_new_tokens(prompt.len());
+            prompt.len() * of_prompts + sampling.max_tokens.map_or(room, |max| max.min(room)) as usize * of_outputs
+        })
+        .sum();
+    if wanted <= MAX_ANSWER_LOGPROBS {
+        return Ok(());
+    }
+    let message = format!(
+        "the answer may have {wanted} log-probabilities, alternatives included; the limit is {MAX_ANSWER_LOGPROBS}: \
+         lower logprobs, n or max_tokens, or send the prompts one by one"
+    );
+    Err(Error::invalid("logprobs", message))
 }
 
 /// The one model of this server, by any of its names.

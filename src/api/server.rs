@@ -10,6 +10,8 @@ use actix_web::http::Method;
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Resource, Route, web};
+use actix_web_lab::middleware::CatchPanic;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::body::ReadTimeout;
 use super::connection::Connection;
@@ -34,8 +36,16 @@ pub struct Bound {
     pub address: std::net::SocketAddr,
 }
 
+/// Connections that the system holds until a worker accepts them; the system's own bound (somaxconn) may be lower. std's
+/// 128 overflows when a thousand clients come at once, and who does not fit tries again a second later.
+const BACKLOG: i32 = 4096;
+
 pub fn bind(server: &config::Server) -> std::io::Result<Bound> {
-    let listener = TcpListener::bind(server.listen)?;
+    let socket = Socket::new(Domain::for_address(server.listen), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&server.listen.into())?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from(socket);
     let address = listener.local_addr()?;
     Ok(Bound { listener, address })
 }
@@ -57,6 +67,7 @@ impl Bound {
                 .app_data(body_timeout.clone())
                 .app_data(web::PayloadConfig::new(max_body_bytes))
                 .wrap(from_fn(edge::authenticate))
+                .wrap(CatchPanic::default())
                 .wrap(from_fn(edge::identify))
                 .configure(routes)
                 .configure(|app| {

@@ -254,3 +254,26 @@ fn bytes_that_are_no_http_do_not_hurt() {
     }
     server.post(CHAT, &chat(json!({}))).ok();
 }
+
+#[test]
+fn small_requests_for_enormous_answers_are_refused() {
+    let server = Launch::fake("fake").start();
+    let prompts = vec![vec![5; 4000]; 8];
+    let echoed = completion(json!({"prompt": prompts, "echo": true, "logprobs": 20, "n": 16, "max_tokens": 1}));
+    refused(&server, COMPLETIONS, &echoed, "logprobs");
+    let one = completion(json!({"prompt": vec![5; 4000], "echo": true, "logprobs": 5, "n": 2, "max_tokens": 1}));
+    server.post(COMPLETIONS, &one).ok();
+    let zeros = vec![0; 20_000];
+    refused(&server, CHAT, &chat(json!({"chat_template_kwargs": {"x": [zeros.clone()]}})), "chat_template_kwargs.x");
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"enum": zeros}}}]);
+    refused(&server, "/v1/chat/completions/render", &chat(json!({"tools": tools, "max_tokens": null})), "tools");
+}
+
+#[test]
+fn sdks_are_told_what_is_not_worth_another_try() {
+    let server = Launch::fake("fake:decode_us_per_step=20000").start();
+    let late = Request::post(CHAT, &chat(json!({"max_tokens": 8000}))).header("x-request-timeout-ms", "100");
+    let answer = server.ask(&late);
+    assert_eq!(answer.error(504)["code"], "deadline_exceeded");
+    assert_eq!(answer.header("x-should-retry"), Some("false"));
+}

@@ -9,6 +9,9 @@ use crate::base::error::Error;
 
 pub const MAX_TOOLS: usize = 128;
 pub(super) const MAX_KWARGS: usize = 64;
+/// Values, counted at every depth, that a template's variables or tools may be made of: parsed they take much more memory
+/// than the body that they came in.
+pub const MAX_TEMPLATE_VALUES: usize = 10_000;
 /// Of which one kind is known.
 pub(super) const MAX_MODALITIES: usize = 8;
 pub(super) const MAX_MODEL_BYTES: usize = 256;
@@ -105,6 +108,9 @@ impl TemplateInput {
                 format!("chat_template_kwargs has {} entries, more than the limit of {MAX_KWARGS}", kwargs.len());
             return Err(Error::invalid("chat_template_kwargs", message));
         }
+        for (name, value) in &kwargs {
+            bound_values(&format!("chat_template_kwargs.{name}"), value)?;
+        }
         if let Some(name) = OWN_VARIABLES.iter().find(|name| kwargs.contains_key(**name)) {
             let path = format!("chat_template_kwargs.{name}");
             let message = format!("{path} is set by the server; give it as a field of the request or not at all");
@@ -125,7 +131,26 @@ pub(super) fn take_tools(fields: &mut Fields) -> Result<Option<Value>, Error> {
     if let Some((i, tool)) = tools.iter().flatten().enumerate().find(|(_, tool)| !tool.is_object()) {
         return Err(fields::mistyped(&format!("tools[{i}]"), tool, "an object"));
     }
-    Ok(tools.map(Value::Array))
+    let tools = tools.map(Value::Array);
+    tools.iter().try_for_each(|tools| bound_values("tools", tools))?;
+    Ok(tools)
+}
+
+fn bound_values(path: &str, value: &Value) -> Result<(), Error> {
+    if num_values(value) <= MAX_TEMPLATE_VALUES {
+        return Ok(());
+    }
+    let message = format!("{path} is made of more than {MAX_TEMPLATE_VALUES} values, the limit; give less");
+    Err(Error::invalid(path, message))
+}
+
+/// Itself and everything in it. The parser has bounded the depth.
+fn num_values(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(values) => values.iter().map(num_values).sum(),
+        Value::Object(map) => map.values().map(num_values).sum(),
+        _ => 0,
+    }
 }
 
 /// A streamed answer has no place for them that clients would look at.
