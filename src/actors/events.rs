@@ -42,41 +42,38 @@ impl EventQueue {
     /// Names the actor to wake. Events pushed before this wake it now.
     pub fn attach(&self, reader: Recipient<EventsReady>) {
         let _ = self.reader.set(reader);
-        self.wake();
+        self.wake(self.lock());
     }
 
     /// The reader died, maybe with a wake-up in its mailbox: from now on `heir` is woken.
     pub fn bequeath(&self, heir: Recipient<EventsReady>) {
-        {
-            let mut state = self.lock();
-            state.heir = Some(heir);
-            state.woken = false;
-        }
-        self.wake();
+        let mut state = self.lock();
+        state.heir = Some(heir);
+        state.woken = false;
+        self.wake(state);
     }
 
-    /// Everything pushed since the last call.
-    pub fn take(&self) -> Batch {
+    /// Everything pushed since the last call. `spare` is an empty buffer, taken in exchange.
+    pub fn take(&self, spare: Vec<(RequestId, Event)>) -> Batch {
         let mut state = self.lock();
         state.woken = false;
-        Batch { events: std::mem::take(&mut state.events), closed: state.closed }
+        Batch { events: std::mem::replace(&mut state.events, spare), closed: state.closed }
     }
 
     fn push(&self, request: RequestId, events: Vec<Event>) {
-        self.lock().events.extend(events.into_iter().map(|e| (request, e)));
-        self.wake();
+        let mut state = self.lock();
+        state.events.extend(events.into_iter().map(|e| (request, e)));
+        self.wake(state);
     }
 
-    fn wake(&self) {
+    fn wake(&self, mut state: std::sync::MutexGuard<'_, State>) {
         let Some(reader) = self.reader.get() else { return };
-        let heir = {
-            let mut state = self.lock();
-            if state.woken || (state.events.is_empty() && !state.closed) {
-                return;
-            }
-            state.woken = true;
-            state.heir.clone()
-        };
+        if state.woken || (state.events.is_empty() && !state.closed) {
+            return;
+        }
+        state.woken = true;
+        let heir = state.heir.clone();
+        drop(state);
         // At most one is under way, so the mailbox has room; a stopped reader needs none.
         let _ = heir.as_ref().unwrap_or(reader).try_send(EventsReady);
     }
@@ -111,8 +108,9 @@ impl std::fmt::Debug for Sink {
 
 impl Drop for SinkInner {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.wake();
+        let mut state = self.0.lock();
+        state.closed = true;
+        self.0.wake(state);
     }
 }
 
@@ -129,11 +127,11 @@ mod tests {
         sink.push(RequestId(1), vec![Event::Started { queued_us: 3, cached_tokens: 0 }]);
         other.push(RequestId(1), vec![Event::Finished { choice: 0, finish: Finish::Length }]);
         drop(sink);
-        let batch = queue.take();
+        let batch = queue.take(Vec::new());
         assert_eq!(batch.events.len(), 2);
         assert!(matches!(batch.events[1].1, Event::Finished { .. }));
         assert!(!batch.closed);
         drop(other);
-        assert!(queue.take().closed);
+        assert!(queue.take(Vec::new()).closed);
     }
 }

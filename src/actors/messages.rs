@@ -198,7 +198,7 @@ pub struct LaneReport {
 
 // ── executor ───────────────────────────────────────────────────────────────────────────────────────
 
-/// To an executor: run this step to its end.
+/// To an executor: run this step to its end. The scheduler keeps the plan, to write the next one into its memory.
 #[derive(Message)]
 #[rtype(result = "Result<StepOutput, ExecError>")]
-pub struct RunStep(pub StepPlan);
+pub struct RunStep(pub Arc<StepPlan>);

@@ -131,13 +131,14 @@ impl RequestActor {
             num_choices: generation.num_choices,
             choices,
             usage: Usage { prompt_tokens, ..Usage::default() },
-            started: Vec::new(),
             times: Times::new(self.began_us, self.submitted_us),
             tally: Tally::default(),
             state: State::Open,
             overflow: None,
             _open: self.services.live.open_stream(),
             _alive: alive,
+            last_batch_us: 0,
+            spare: Vec::new(),
         };
         self.stream = Some(stream.start());
         (self.permit, self.lease) = (Some(permit), Some(lease));
@@ -382,7 +383,7 @@ impl Handler<EventsReady> for RequestActor {
 
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
         faults::hit("Request.EventsReady");
-        let is_over = self.queue.as_ref().is_none_or(|queue| queue.take().closed);
+        let is_over = self.queue.as_ref().is_none_or(|queue| queue.take(Vec::new()).closed);
         if is_over && !self.is_ended {
             self.end_unheard();
             if self.is_begun {

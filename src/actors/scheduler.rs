@@ -35,6 +35,10 @@ pub struct SchedulerActor {
     step_started: Option<Instant>,
     /// The end of the last step, or the last look that found nothing to do.
     progressed_at: Instant,
+    /// What the last step brought, until the next one runs.
+    outgoing: Vec<Delivery<Sink>>,
+    /// The step that was planned last.
+    plan: Option<Arc<StepPlan>>,
     ticking: bool,
     metrics: LaneMetrics,
     counted: LaneStats,
@@ -53,6 +57,8 @@ impl SchedulerActor {
             victims: VictimOrder::new(index as u64),
             step_started: None,
             progressed_at: Instant::now(),
+            outgoing: Vec::new(),
+            plan: None,
             ticking: false,
             metrics: metrics().lane(index),
             counted: LaneStats::default(),
@@ -76,7 +82,6 @@ impl SchedulerActor {
         }
         let num_stolen = self.steal();
         let planned = self.lane.plan(clock::now_us(), &mut self.window);
-        deliver(planned.deliveries);
         match planned.plan {
             Some(plan) => {
                 self.run(plan, ctx);
@@ -86,6 +91,8 @@ impl SchedulerActor {
             None if num_stolen > 0 => self.tick_soon(ctx),
             None => {}
         }
+        // The device does not wait for what its last step brought to be told.
+        deliver(self.outgoing.drain(..).chain(planned.deliveries));
         self.publish();
     }
 
@@ -95,7 +102,9 @@ impl SchedulerActor {
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
         self.metrics.step_sequences.record(plan.rows.len() as f64);
         // The answer comes through the reply channel, which no full mailbox can refuse.
-        let step = run_step(self.lanes.clone(), self.index, plan).into_actor(self);
+        let plan = Arc::new(plan);
+        let step = run_step(self.lanes.clone(), self.index, plan.clone()).into_actor(self);
+        self.plan = Some(plan);
         ctx.spawn(step.map(|outcome, lane, ctx| lane.step_done(outcome, ctx)));
     }
 
@@ -104,13 +113,17 @@ impl SchedulerActor {
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record(started.elapsed().as_secs_f64());
         }
-        deliver(match outcome {
+        self.outgoing.extend(match outcome {
             Ok(output) => self.lane.complete(output),
             Err(error) => {
                 tracing::error!(lane = self.index, error, "a step failed");
                 self.lane.fail(&error)
             }
         });
+        // The executor has let go of it before it answered.
+        if let Some(plan) = self.plan.take().and_then(Arc::into_inner) {
+            self.lane.reuse(plan);
+        }
         self.tick_soon(ctx);
     }
 
@@ -168,25 +181,36 @@ impl SchedulerActor {
 
 /// Runs a step to its end, good or bad. An executor that is dead is waited for, within bounds, before the step is told
 /// to have failed: its sequences run again then, and should find one that lives.
-async fn run_step(lanes: Arc<Lanes>, lane: usize, plan: StepPlan) -> Result<StepOutput, String> {
-    let seat = lanes.executor(lane);
-    let Some(executor) = seat.address() else { return Err("the executor was never started".to_owned()) };
-    match executor.send(RunStep(plan)).await {
-        Ok(outcome) => outcome.map_err(|e| {
-            if let ExecError::Lost(why) = &e {
-                tracing::error!(lane, why, "the device is lost: its lane runs no more steps");
-                lanes.set_lost(lane);
+///
+/// The step is under way when this returns, not only when the future is polled.
+fn run_step(
+    lanes: Arc<Lanes>,
+    lane: usize,
+    plan: Arc<StepPlan>,
+) -> impl Future<Output = Result<StepOutput, String>> + 'static {
+    let executor = lanes.executor(lane).address();
+    let sent = executor.as_ref().map(|executor| executor.send(RunStep(plan)));
+    async move {
+        let (Some(executor), Some(sent)) = (executor, sent) else {
+            return Err("the executor was never started".to_owned());
+        };
+        match sent.await {
+            Ok(outcome) => outcome.map_err(|e| {
+                if let ExecError::Lost(why) = &e {
+                    tracing::error!(lane, why, "the device is lost: its lane runs no more steps");
+                    lanes.set_lost(lane);
+                }
+                e.to_string()
+            }),
+            Err(e) => {
+                lanes.executor(lane).successor(Some(&executor), EXECUTOR_RETURN).await;
+                Err(format!("the executor died: {e}"))
             }
-            e.to_string()
-        }),
-        Err(e) => {
-            seat.successor(Some(&executor), EXECUTOR_RETURN).await;
-            Err(format!("the executor died: {e}"))
         }
     }
 }
 
-fn deliver(deliveries: Vec<Delivery<Sink>>) {
+fn deliver(deliveries: impl Iterator<Item = Delivery<Sink>>) {
     for Delivery { request, sink, events } in deliveries {
         sink.push(request, events);
     }

@@ -26,6 +26,10 @@ use crate::base::metrics::metrics;
 use crate::base::{clock, faults};
 use crate::sched::job::{CancelFlag, Event, Finish, RequestId};
 
+/// A stream that brings more than one token in this time hands them over together: each is an event of its own, but
+/// they share a wake-up and a write. No answer that people or programs wait for is slower by as much as they can tell.
+const MIN_BATCH_GAP_US: u64 = 1000;
+
 /// What a slow reader may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
@@ -46,13 +50,15 @@ pub struct StreamActor {
     pub(super) num_choices: u32,
     pub(super) choices: Vec<Choice>,
     pub(super) usage: Usage,
-    /// Prompts that reached a device since the owner was last told.
-    pub(super) started: Vec<usize>,
     pub(super) times: Times,
     pub(super) tally: Tally,
     pub(super) state: State,
     /// Bytes of a backlog beyond the bound, until it is looked at again.
     pub(super) overflow: Option<usize>,
+    /// When the last batch was taken.
+    pub(super) last_batch_us: u64,
+    /// Its buffer, empty.
+    pub(super) spare: Vec<(RequestId, Event)>,
     pub(super) _open: OpenStream,
     /// Its owner sees it drop, however the stream ends.
     pub(super) _alive: oneshot::Sender<()>,
@@ -107,7 +113,6 @@ impl StreamActor {
                 metrics().queue_wait_s.record(queued_us as f64 / 1e6);
                 self.times.started(queued_us);
                 self.usage.cached_tokens += u64::from(cached_tokens);
-                self.started.push(prompt);
             }
             Event::Prompt(logprobs) => self.put(Item::Prompt { prompt, logprobs }),
             Event::Token { choice, sampled } => {
@@ -194,10 +199,12 @@ impl StreamActor {
         }
     }
 
-    /// One message for all prompts of a batch: one for each could fill the owner's mailbox.
-    fn tell_started(&mut self, ctx: &mut Context<Self>) {
-        if !self.started.is_empty() {
-            let prompts = std::mem::take(&mut self.started);
+    /// Before a token of theirs is told: whoever has read it may count on the place that its prompt has left. One
+    /// message for all prompts of a batch: one for each could fill the owner's mailbox.
+    fn tell_started(&mut self, events: &[(RequestId, Event)], ctx: &mut Context<Self>) {
+        let started = events.iter().filter(|(_, event)| matches!(event, Event::Started { .. }));
+        let prompts: Vec<_> = started.map(|(request, _)| (request.0 - self.first_request.0) as usize).collect();
+        if !prompts.is_empty() {
             ctx.spawn(self.owner.send(PromptsStarted { prompts }).into_actor(self).map(|_, _, _| ()));
         }
     }
@@ -300,15 +307,24 @@ impl Handler<EventsReady> for StreamActor {
 
     fn handle(&mut self, _: EventsReady, ctx: &mut Self::Context) {
         faults::hit("Stream.EventsReady");
-        let batch = self.queue.take();
         let now = clock::now_us();
-        let mut events = batch.events.into_iter().peekable();
-        while let Some((request, event)) = events.next() {
-            let next = events.peek().filter(|(r, _)| *r == request).map(|(_, e)| e).cloned();
-            self.on_event(request, event, next.as_ref(), now);
+        let due = self.last_batch_us + MIN_BATCH_GAP_US;
+        if now < due {
+            // Until this is delivered the queue asks for no other.
+            ctx.notify_later(EventsReady, Duration::from_micros(due - now));
+            return;
         }
+        self.last_batch_us = now;
+        let mut batch = self.queue.take(std::mem::take(&mut self.spare));
+        self.tell_started(&batch.events, ctx);
+        let mut events = batch.events.drain(..);
+        while let Some((request, event)) = events.next() {
+            let next = events.as_slice().first().filter(|(r, _)| *r == request).map(|(_, e)| e);
+            self.on_event(request, event, next, now);
+        }
+        drop(events);
+        self.spare = batch.events;
         self.report_tokens();
-        self.tell_started(ctx);
         self.bound_backlog(ctx);
         if batch.closed && self.unfinished() {
             self.abandon(State::Failing(Error::internal("the lane died with the request")));

@@ -70,6 +70,7 @@ fn measure(seed: &mut LaneSeed, args: &BenchArgs, batch: u32, run: u32, vocab: u
         let output = seed.executor.step(&plan).map_err(|e| internal(e.to_string()))?;
         tally.add(plan.num_tokens(), began.elapsed());
         lane.complete(output);
+        lane.reuse(plan);
     }
     Ok(Figures {
         batch,

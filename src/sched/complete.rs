@@ -1,7 +1,5 @@
 //! What a step's outcome does to the sequences in it.
 
-use rustc_hash::FxHashMap;
-
 use super::job::{Branch, Delivery, Event, Finish, Job};
 use super::lane::Lane;
 use super::plan::{SeqId, SeqOutput, SeqRows, StepOutput};
@@ -60,12 +58,13 @@ impl<S: Clone> Lane<S> {
             return self.fail("the executor's output does not match its plan");
         }
         self.forget_step();
-        let mut places: FxHashMap<SeqId, usize> = self.running.iter().enumerate().map(|(i, seq)| (seq.id, i)).collect();
         let mut forks = Vec::new();
+        let mut next = 0;
         for (row, output) in flight.rows.iter().zip(output.rows) {
             // A sequence that the text side ended meanwhile has left; its row is dropped.
-            if let Some(index) = places.remove(&row.seq) {
+            if let Some(index) = self.place_of(row.seq, next) {
                 self.apply(index, row, output, &mut forks);
+                next = index + 1;
             }
         }
         self.release_ended();
@@ -116,6 +115,14 @@ impl<S: Clone> Lane<S> {
         }
     }
 
+    /// Where a sequence is among the running. Rows are for the most part in their order, so it is looked for from
+    /// `first` on, and then in front of it.
+    fn place_of(&self, seq: SeqId, first: usize) -> Option<usize> {
+        let (before, after) = self.running.split_at(first);
+        let place = |among: &[Sequence<S>]| among.iter().position(|running| running.id == seq);
+        place(after).map(|index| first + index).or_else(|| place(before))
+    }
+
     fn apply(&mut self, index: usize, row: &InFlightRow, output: SeqOutput, forks: &mut Vec<Sequence<S>>) {
         let Self { kv, running, outbox, totals, .. } = self;
         let seq = &mut running[index];
@@ -129,15 +136,42 @@ impl<S: Clone> Lane<S> {
         let output_tokens = job.branches.first().map_or(&[][..], |branch| &branch.output);
         kv.advance(table, row.end, TokenParts { prompt: &job.prompt, output: output_tokens });
         job.progress.suspect_until.take_if(|until| row.end >= *until as usize);
-        let mut events = seq.first_events(row, output.prompt_logprobs);
+        let mut events = std::mem::take(&mut self.events);
+        seq.first_events(row, output.prompt_logprobs, &mut events);
         if row.num_samples == 0 && row.end == seq.num_tokens() {
             // Nothing was to be drawn (`max_tokens` is 0): the prompt was all.
             events.append(&mut seq.finished(&Finish::Length));
             seq.job.branches.clear();
         }
-        let drawn = self.draw(index, output.sampled, &mut events);
+        match <[Sampled; 1]>::try_from(output.sampled) {
+            Ok([sampled]) if self.running[index].num_branches() == 1 => self.draw_one(index, sampled, &mut events),
+            Ok(sampled) => self.draw_all(index, sampled.into(), &mut events, forks),
+            Err(sampled) => self.draw_all(index, sampled, &mut events, forks),
+        }
+        self.outbox.tell(&self.running[index].job, events.drain(..));
+        self.events = events;
+    }
+
+    /// One token for the only branch, which is what nearly every row brings: nothing moves.
+    fn draw_one(&mut self, index: usize, sampled: Sampled, events: &mut Vec<Event>) {
+        let max_sequence_tokens = self.config.max_sequence_tokens();
+        let seq = &mut self.running[index];
+        let (choice, token) = (seq.job.branches[0].choice, sampled.token);
+        if seq.job.cancel.is_finished(choice) {
+            return seq.job.branches.clear();
+        }
+        self.totals.output_tokens += 1;
+        seq.job.branches[0].output.push(token);
+        events.push(Event::Token { choice, sampled });
+        if let Some(finish) = seq.finish_after(token, max_sequence_tokens) {
+            events.push(Event::Finished { choice, finish });
+            seq.job.branches.clear();
+        }
+    }
+
+    fn draw_all(&mut self, index: usize, sampled: Vec<Sampled>, events: &mut Vec<Event>, forks: &mut Vec<Sequence<S>>) {
+        let drawn = self.draw(index, sampled, events);
         self.spread(index, drawn, forks);
-        self.outbox.tell(&self.running[index].job, events);
     }
 
     /// Appends the drawn tokens to their branches and returns the branches that go on. Leaves the job without any
@@ -192,8 +226,7 @@ impl<S: Clone> Lane<S> {
 
 impl<S> Sequence<S> {
     /// What is told once: that it started, and the prompt's log-probabilities that were not delivered before.
-    fn first_events(&mut self, row: &InFlightRow, logprobs: Vec<TokenLogprobs>) -> Vec<Event> {
-        let mut events = Vec::new();
+    fn first_events(&mut self, row: &InFlightRow, logprobs: Vec<TokenLogprobs>, events: &mut Vec<Event>) {
         if !std::mem::replace(&mut self.job.progress.started, true) {
             events.push(Event::Started { queued_us: self.queued_us, cached_tokens: self.cached_tokens });
         }
@@ -204,6 +237,5 @@ impl<S> Sequence<S> {
             self.job.progress.num_prompt_logprobs += fresh.len() as u32;
             events.push(Event::Prompt(fresh));
         }
-        events
     }
 }

@@ -7,7 +7,7 @@
 use super::complete::{InFlight, InFlightRow};
 use super::job::Micros;
 use super::lane::Lane;
-use super::plan::{SeqRows, StepPlan};
+use super::plan::StepPlan;
 use crate::kv::blocks_for;
 
 /// A step in the making.
@@ -112,14 +112,15 @@ impl<S: Clone> Lane<S> {
         let seq = &self.running[index];
         let (tokens, start) = (seq.tokens(), seq.table.num_tokens());
         let end = start + num_rows;
-        let rows = SeqRows {
-            seq: seq.id,
-            start: start as u32,
-            tokens: (start..end).filter_map(|position| tokens.get(position)).collect(),
-            blocks: seq.table.blocks()[..blocks_for(end)].to_vec(),
-            samples: seq.samples(end, &self.no_tokens),
-            prompt_logprobs: seq.prompt_logprobs(end),
-        };
+        let mut rows = self.spare_rows.pop().unwrap_or_default();
+        rows.seq = seq.id;
+        rows.start = start as u32;
+        rows.tokens.clear();
+        rows.tokens.extend((start..end).filter_map(|position| tokens.get(position)));
+        rows.blocks.clear();
+        rows.blocks.extend_from_slice(&seq.table.blocks()[..blocks_for(end)]);
+        seq.samples(end, &self.no_tokens, &mut rows.samples);
+        rows.prompt_logprobs = seq.prompt_logprobs(end);
         step.in_flight.push(InFlightRow::new(&rows));
         step.plan.rows.push(rows);
         step.budget -= num_rows;

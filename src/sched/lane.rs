@@ -12,8 +12,8 @@ use std::sync::Arc;
 use super::admit::Blocked;
 use super::complete::InFlight;
 use super::config::{DoesNotFit, LaneConfig, LaneConfigError};
-use super::job::{Delivery, Finish, Job, Micros, RequestId};
-use super::plan::{SeqId, StepPlan};
+use super::job::{Delivery, Event, Finish, Job, Micros, RequestId};
+use super::plan::{SeqId, SeqRows, StepPlan};
 use super::queue::{Outbox, Queue};
 use super::sequence::{Sequence, finished};
 use super::window::Window;
@@ -34,6 +34,9 @@ pub struct Lane<S> {
     pub(super) no_tokens: Arc<[TokenId]>,
     pub(super) blocked: Option<Blocked>,
     pub(super) totals: Totals,
+    /// Buffers that are filled anew for each row: events of one sequence, and rows of plans that came back.
+    pub(super) events: Vec<Event>,
+    pub(super) spare_rows: Vec<SeqRows>,
     next_seq: u64,
 }
 
@@ -96,6 +99,8 @@ impl<S: Clone> Lane<S> {
             no_tokens: Arc::from([]),
             blocked: None,
             totals: Totals::default(),
+            events: Vec::new(),
+            spare_rows: Vec::new(),
             next_seq: 0,
         })
     }
@@ -175,6 +180,13 @@ impl<S: Clone> Lane<S> {
     /// Lets thieves see jobs that arrived during the step in flight.
     pub fn offer(&mut self, window: &mut dyn Window<S>) {
         self.waiting.offer(window);
+    }
+
+    /// Takes back a plan that is done with: the next one is written into its memory.
+    pub fn reuse(&mut self, plan: StepPlan) {
+        self.spare_rows = plan.rows;
+        // They are taken from the end; most sequences get the row that they had before.
+        self.spare_rows.reverse();
     }
 
     /// Whether there is anything to plan for.

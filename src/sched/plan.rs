@@ -6,7 +6,7 @@ use crate::model::TokenId;
 use crate::sample::{SampleSpec, Sampled, TokenLogprobs};
 
 /// Identifies a sequence within its lane; never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
 /// One step of one device. Rows of a sequence are consecutive positions.
@@ -20,7 +20,7 @@ pub struct StepPlan {
 }
 
 /// The part of a step that belongs to one sequence.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SeqRows {
     pub seq: SeqId,
     /// Position of `tokens[0]`.

@@ -107,6 +107,10 @@ impl<S: Clone> Outbox<S> {
         if events.peek().is_none() {
             return;
         }
+        // A request's choices mostly come one after the other.
+        if let Some(last) = self.deliveries.last_mut().filter(|last| last.request == job.request) {
+            return last.events.extend(events);
+        }
         let index = *self.index.entry(job.request).or_insert_with(|| {
             self.deliveries.push(Delivery { request: job.request, sink: job.sink.clone(), events: Vec::new() });
             self.deliveries.len() - 1

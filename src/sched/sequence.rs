@@ -49,26 +49,47 @@ impl<S> Sequence<S> {
         TokenParts { prompt: &self.job.prompt, output: self.output() }
     }
 
-    /// Draws that a step ending at `end` tokens makes: none before the last known token.
-    pub fn samples(&self, end: usize, no_tokens: &Arc<[TokenId]>) -> Vec<SampleSpec> {
-        if end < self.num_tokens() || self.job.stop.max_tokens == 0 {
-            return Vec::new();
+    /// Writes the draws that a step ending at `end` tokens makes: none before the last known token. `draws` may hold
+    /// those of an earlier step, whose shared parts stay.
+    pub fn samples(&self, end: usize, no_tokens: &Arc<[TokenId]>, draws: &mut Vec<SampleSpec>) {
+        let wanted = end == self.num_tokens() && self.job.stop.max_tokens > 0;
+        let branches = if wanted { self.job.branches.as_slice() } else { &[] };
+        draws.truncate(branches.len());
+        for (draw, branch) in draws.iter_mut().zip(branches) {
+            self.renew(draw, branch, no_tokens);
         }
-        self.job.branches.iter().map(|branch| self.sample(branch, no_tokens)).collect()
+        draws.extend(branches[draws.len()..].iter().map(|branch| self.sample(branch, no_tokens)));
+    }
+
+    /// As [`Sequence::sample`]; counting references anew in every step would cost more than all the rest.
+    fn renew(&self, draw: &mut SampleSpec, branch: &Branch, no_tokens: &Arc<[TokenId]>) {
+        let banned = self.banned(branch, no_tokens);
+        if !Arc::ptr_eq(&draw.params, &self.job.params) || self.job.params.needs_history() {
+            *draw = self.sample(branch, no_tokens);
+            return;
+        }
+        (draw.choice, draw.index) = (branch.choice, branch.output.len() as u32);
+        if !Arc::ptr_eq(&draw.banned, banned) {
+            draw.banned = banned.clone();
+        }
+    }
+
+    /// Stop tokens, among the first `min_tokens`.
+    fn banned<'a>(&'a self, branch: &Branch, no_tokens: &'a Arc<[TokenId]>) -> &'a Arc<[TokenId]> {
+        let is_early = branch.output.len() < self.job.stop.min_tokens as usize;
+        if is_early { &self.job.stop.stop_tokens } else { no_tokens }
     }
 
     fn sample(&self, branch: &Branch, no_tokens: &Arc<[TokenId]>) -> SampleSpec {
-        let index = branch.output.len() as u32;
         let params = &self.job.params;
-        let banned = if index < self.job.stop.min_tokens { &self.job.stop.stop_tokens } else { no_tokens };
         SampleSpec {
             params: params.clone(),
             choice: branch.choice,
-            index,
+            index: branch.output.len() as u32,
             history: params
                 .needs_history()
                 .then(|| History { prompt: self.job.prompt.clone(), output: branch.output.clone() }),
-            banned: banned.clone(),
+            banned: self.banned(branch, no_tokens).clone(),
         }
     }
 

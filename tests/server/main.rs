@@ -15,6 +15,7 @@ mod deploy;
 mod drills;
 mod errors;
 mod fixture;
+mod idle;
 mod k6;
 mod keys;
 mod lanes;

@@ -43,21 +43,31 @@ impl Detokenizer {
     /// The text that became certain with this token; often empty, never half a character.
     pub fn push(&mut self, token: TokenId) -> &str {
         self.out.clear();
-        let tokenizer = self.tokenizer.clone();
-        let Some(piece) = tokenizer.pieces().get(token) else { return "" };
+        let Some(piece) = self.tokenizer.pieces().get(token) else { return "" };
         if self.skip_special && piece.is_special {
             return "";
         }
+        let bytes = if self.started { piece.rest } else { piece.first };
+        match std::str::from_utf8(bytes) {
+            // Nearly every token: whole characters, and nothing that waits for them.
+            Ok(text) if self.pending.is_empty() && self.strip_left == 0 => self.out.push_str(text),
+            _ => self.push_unusual(token),
+        }
+        self.started = true;
+        &self.out
+    }
+
+    fn push_unusual(&mut self, token: TokenId) {
+        let tokenizer = self.tokenizer.clone();
+        let Some(piece) = tokenizer.pieces().get(token) else { return };
         if !piece.is_byte && tokenizer.pieces().replaces_each_byte {
             self.give_up_pending();
         }
         let bytes = if self.started { piece.rest } else { piece.first };
-        self.started = true;
         match std::str::from_utf8(bytes) {
             Ok(text) if self.pending.is_empty() => self.emit(text),
             _ => self.append(bytes),
         }
-        &self.out
     }
 
     /// What is left once no token follows: U+FFFD for a character that was never completed.

@@ -72,6 +72,9 @@ impl StopMatcher {
         if self.has_stopped {
             return Stopped::default();
         }
+        if self.patterns.is_empty() {
+            return Stopped { emit: text.to_owned(), hit: None };
+        }
         let num_held = self.held.len();
         self.held.push_str(text);
         for at in num_held..self.held.len() {

@@ -199,6 +199,7 @@ impl Fleet {
                 continue;
             }
             self.finish_step(index, &step)?;
+            self.lanes.sites[index].lane.reuse(step.plan);
         }
         Ok(())
     }
