@@ -184,12 +184,12 @@ mod tests {
             assert!(window.push(job(Sink::new(queue.clone()))).is_ok());
             // Its scheduler dies: the window stands, and nobody looks into it any more.
             drop(window);
-            assert!(!queue.take().closed && !post.is_alive());
+            assert!(!queue.take(Vec::new()).closed && !post.is_alive());
             post.give_up();
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
-            assert!(queue.take().closed, "the request is told");
+            assert!(queue.take(Vec::new()).closed, "the request is told");
             post.arbiter.stop();
         });
     }
