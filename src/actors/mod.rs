@@ -2,6 +2,7 @@
 //!
 //! An actor gives its core time, addresses and a thread; every decision is the core's.
 
+pub mod admit;
 pub mod auth;
 mod choice;
 pub mod ended;

@@ -10,30 +10,24 @@ use actix::fut::ActorFutureExt;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
 use tokio::sync::oneshot;
 use tracing::Instrument;
-use tracing::field::Empty;
 
+use super::admit::{Admitted, admit, submit};
 use super::choice::Choice;
 use super::ended::{Ended, Times};
 use super::events::{EventQueue, Sink};
-use super::messages::{
-    Accepted, Begin, EventsReady, Generation, Prepare, PromptsStarted, Shutdown, StreamEnded, Submit, Usage,
-};
+use super::messages::{Accepted, Begin, EventsReady, Generation, PromptsStarted, Shutdown, StreamEnded, Usage};
 use super::outlet::OutletWriter;
-use super::quota::{Lease, Reserve};
+use super::quota::Lease;
 use super::services::{LiveId, Services};
 use super::stream::{State, StreamActor, Tally};
 use crate::base::error::Error;
 use crate::base::metrics::metrics;
-use crate::base::{clock, faults, panics};
+use crate::base::{clock, faults};
 use crate::gate::admission::Permit;
 use crate::gate::auth::Principal;
-use crate::gate::quota::tokens_to_reserve;
 use crate::model::text::{Detokenizer, StopMatcher};
 use crate::sched::job::{CancelFlag, Job, Progress, RequestId, StopRules};
 use crate::sched::plan::Tokens;
-
-/// Texts up to this size are prepared on the HTTP worker: about the time that a hop to the pool and back takes.
-const PREPARE_INLINE_BYTES: usize = 512;
 
 pub struct RequestActor {
     id: LiveId,
@@ -230,77 +224,8 @@ impl Drop for RequestActor {
 /// Numbers are process-wide and never reused, so a late message cannot reach another request.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
-struct Admitted {
-    generation: Generation,
-    permit: Permit,
-    lease: Lease,
-    deadline_us: Option<u64>,
-}
-
 struct Launch {
     jobs: Vec<Job<Sink>>,
-}
-
-/// The way in: permit, preparation, checks against the model, quota. Holds what it has; an early return gives it back.
-async fn admit(services: Arc<Services>, principal: Arc<Principal>, begin: Begin) -> Result<Admitted, Error> {
-    let deadline_us = begin.timeout.map(|t| clock::now_us() + t.as_micros() as u64);
-    let mut permit = services.admission.try_admit()?;
-    let generation = prepare(&services, begin.prepare, begin.input_bytes)
-        .instrument(tracing::info_span!("prepare", bytes = begin.input_bytes as i64, prompt_tokens = Empty))
-        .await?;
-    check(&services, &generation)?;
-    // Before the quota: a request that is refused for want of room is charged for nothing.
-    permit.queue_tokens(generation.num_prompt_tokens() as usize)?;
-    let tokens = reservation(&services, &principal, &generation);
-    let reserve = services.quota.ask(Reserve { principal, tokens });
-    let lease = reserve.instrument(tracing::info_span!("quota", tokens = tokens as i64)).await??;
-    Ok(Admitted { generation, permit, lease, deadline_us })
-}
-
-/// Refuses what could never run, before it costs anything.
-fn check(services: &Services, generation: &Generation) -> Result<(), Error> {
-    generation
-        .prompts
-        .iter()
-        .try_for_each(|prompt| services.model.fits(prompt.len(), generation.max_tokens, generation.num_choices))
-}
-
-fn reservation(services: &Services, principal: &Principal, generation: &Generation) -> u64 {
-    let room = |prompt: &Tokens| u64::from(services.model.max_new_tokens(prompt.len()));
-    let prompts = generation.prompts.iter().map(|prompt| (prompt.len() as u64, room(prompt)));
-    let max_tokens = generation.max_tokens.map(u64::from);
-    tokens_to_reserve(prompts, u64::from(generation.num_choices), max_tokens, &principal.limits)
-}
-
-async fn prepare(services: &Services, prepare: Prepare, input_bytes: usize) -> Result<Generation, Error> {
-    let prepare = || panics::caught(prepare).map_err(Error::internal).flatten();
-    let generation = if input_bytes <= PREPARE_INLINE_BYTES {
-        prepare()?
-    } else {
-        let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
-        // The turn goes along: work that has begun is not stopped when its client leaves.
-        let prepare = move || {
-            let _turn = turn;
-            prepare()
-        };
-        actix_web::rt::task::spawn_blocking(prepare).await.map_err(Error::internal)??
-    };
-    tracing::Span::current().record("prompt_tokens", generation.num_prompt_tokens() as i64);
-    metrics().hops.prepare.increment(generation.num_prompt_tokens());
-    Ok(generation)
-}
-
-async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
-    for job in jobs {
-        let placed = services.lanes.place(&job);
-        let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
-        // Signed, here and in the other spans: the bridge to OpenTelemetry makes texts of unsigned numbers.
-        let (request, prompt_tokens) = (job.request.0 as i64, job.prompt.len() as i64);
-        let span = tracing::info_span!("submit", lane = lane as i64, request, prompt_tokens);
-        let sent = address.send(Submit(job)).instrument(span).await;
-        sent.map_err(|e| Error::unavailable("the lane is being restarted; try again", 1).with_internal(e))?;
-    }
-    Ok(())
 }
 
 impl Actor for RequestActor {

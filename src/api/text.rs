@@ -6,9 +6,9 @@ use super::body::Body;
 use super::error::ApiError;
 use super::prompt;
 use super::wire::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeInput, TokenizeRequest, TokenizeResponse};
+use crate::actors::admit::in_turn;
 use crate::actors::services::Services;
 use crate::base::error::Error;
-use crate::base::panics;
 
 pub async fn tokenize(services: web::Data<Services>, body: Body) -> Result<HttpResponse, ApiError> {
     let request = TokenizeRequest::parse(&body)?;
@@ -42,16 +42,11 @@ pub async fn detokenize(services: web::Data<Services>, body: Body) -> Result<Htt
     Ok(HttpResponse::Ok().json(DetokenizeResponse { prompt: &text }))
 }
 
-/// Runs text work beside that of generations, under the same bound.
+/// Runs text work beside that of generations, under the same bounds.
 pub async fn in_pool<T: Send + 'static>(
     services: &Services,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let turn = services.prepare_turns.clone().acquire_owned().await.map_err(Error::internal)?;
-    // The turn goes along: work that has begun is not stopped when its client leaves.
-    let work = move || {
-        let _turn = turn;
-        panics::caught(work).map_err(Error::internal).flatten()
-    };
-    web::block(work).await.map_err(Error::internal)?
+    let _permit = services.admission.try_admit()?;
+    in_turn(services, work).await
 }

@@ -1,6 +1,7 @@
 //! The only place that knows everything: builds the process from a [`Config`], runs it, and takes it down in reverse.
 
 mod cores;
+mod descriptors;
 pub mod engine;
 mod memory;
 mod serve;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
+use super::descriptors;
 use super::engine::{self, Engine, EngineError, Progress, Summary};
 use crate::actors::auth::AuthActor;
 use crate::actors::quota::QuotaActor;
@@ -59,6 +60,7 @@ pub struct Started<'a> {
 
 /// Runs a server until it is told to stop. `announce` is called once it answers.
 pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce(Started)) -> Result<(), ServeError> {
+    descriptors::make_room(config.server.max_connections);
     let store = Store::open(&config.store.path).await?;
     let access = access(config.server.listen, store.count_keys().await?)?;
     let Engine { model, seeds, summary } = engine::build(&config, progress)?;

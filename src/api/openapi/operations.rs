@@ -65,6 +65,7 @@ const TEXT: &[Code] = &[
     Code::ModelNotFound,
     Code::TooLarge,
     Code::RequestTimeout,
+    Code::Overloaded,
     Code::Unavailable,
     Code::Internal,
 ];

@@ -136,10 +136,11 @@ async fn keep_streaming(shared: Rc<Shared>) {
             Ok(()) => shared.tally.borrow_mut().requests += 1,
             Err(why) => {
                 connection = None;
-                let mut tally = shared.tally.borrow_mut();
-                tally.failures += 1;
-                tally.last_failure = Some(why);
-                drop(tally);
+                {
+                    let mut tally = shared.tally.borrow_mut();
+                    tally.failures += 1;
+                    tally.last_failure = Some(why);
+                }
                 tokio::time::sleep(RETRY).await;
             }
         }
