@@ -118,7 +118,7 @@ impl Reply {
         let tokenizer = &self.model().tokenizer;
         let mut out = CompletionLogprobs::default();
         if let Some(first) = self.prompts[prompt].first() {
-            out.push(tokenizer.token_text(*first), None, None);
+            out.push(tokenizer.token_text(*first), !tokenizer.is_special(*first), None, None);
         }
         logprobs::add_completion(tokenizer, predicted, &mut out);
         out

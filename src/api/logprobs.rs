@@ -20,7 +20,7 @@ pub fn chat<'a>(tokenizer: &'a Tokenizer, tokens: &[TokenLogprobs]) -> ChatLogpr
 pub fn add_completion(tokenizer: &Tokenizer, tokens: &[TokenLogprobs], out: &mut CompletionLogprobs) {
     for t in tokens {
         let top: TopLogprobs = t.top.iter().map(|&(token, l)| (tokenizer.token_text(token), l)).collect();
-        out.push(tokenizer.token_text(t.token), Some(t.logprob), Some(top));
+        out.push(tokenizer.token_text(t.token), !tokenizer.is_special(t.token), Some(t.logprob), Some(top));
     }
 }
 

@@ -81,9 +81,10 @@ fn chat_chunks() {
 #[test]
 fn completion() {
     let mut logprobs = CompletionLogprobs::default();
-    logprobs.push("né".into(), None, None);
+    logprobs.push("<s>".into(), false, None, None);
+    logprobs.push("né".into(), true, None, None);
     let top = [("a".to_owned(), -0.25), ("a".to_owned(), -3.0), ("b".to_owned(), f32::NEG_INFINITY)];
-    logprobs.push("a".into(), Some(-0.25), Some(top.into_iter().collect()));
+    logprobs.push("a".into(), true, Some(-0.25), Some(top.into_iter().collect()));
     assert_eq!(logprobs.next_offset(), 3);
     let prompt = PromptLogprob { logprob: -1.5, rank: 2, decoded_token: "é".into() };
     let choice = CompletionChoice {
@@ -96,7 +97,7 @@ fn completion() {
     let answer = Completion { head: head(Head::TEXT), choices: vec![choice], usage: Usage::new(1, 0, 2) };
     golden(
         answer,
-        r#"{"id":"x-1","object":"text_completion","created":1700000000,"model":"demo","system_fingerprint":"fp_1","choices":[{"index":0,"text":"néa","logprobs":{"tokens":["né","a"],"token_logprobs":[null,-0.25],"top_logprobs":[null,{"a":-0.25,"b":-9999.0}],"text_offset":[0,2]},"finish_reason":"length","prompt_logprobs":[null,{"7":{"logprob":-1.5,"rank":2,"decoded_token":"é"}}]}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"#,
+        r#"{"id":"x-1","object":"text_completion","created":1700000000,"model":"demo","system_fingerprint":"fp_1","choices":[{"index":0,"text":"néa","logprobs":{"tokens":["<s>","né","a"],"token_logprobs":[null,null,-0.25],"top_logprobs":[null,null,{"a":-0.25,"b":-9999.0}],"text_offset":[0,0,2]},"finish_reason":"length","prompt_logprobs":[null,{"7":{"logprob":-1.5,"rank":2,"decoded_token":"é"}}]}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"#,
     );
 }
 

@@ -77,9 +77,10 @@ impl CompletionLogprobs {
         Self { next_offset: text_offset, ..Self::default() }
     }
 
-    pub fn push(&mut self, token: String, logprob: Option<f32>, top: Option<TopLogprobs>) {
+    /// A token that is not shown (a special one) stands in the lists and takes no room in the text.
+    pub fn push(&mut self, token: String, is_shown: bool, logprob: Option<f32>, top: Option<TopLogprobs>) {
         self.text_offset.push(self.next_offset);
-        self.next_offset += token.chars().count();
+        self.next_offset += if is_shown { token.chars().count() } else { 0 };
         self.tokens.push(token);
         self.token_logprobs.push(logprob.map(|l| l.max(LEAST)));
         self.top_logprobs.push(top);
