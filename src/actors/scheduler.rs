@@ -35,8 +35,6 @@ pub struct SchedulerActor {
     step_started: Option<Instant>,
     /// The end of the last step, or the last look that found nothing to do.
     progressed_at: Instant,
-    /// What the last step brought, until the next one runs.
-    outgoing: Vec<Delivery<Sink>>,
     /// The step that was planned last.
     plan: Option<Arc<StepPlan>>,
     ticking: bool,
@@ -57,7 +55,6 @@ impl SchedulerActor {
             victims: VictimOrder::new(index as u64),
             step_started: None,
             progressed_at: Instant::now(),
-            outgoing: Vec::new(),
             plan: None,
             ticking: false,
             metrics: metrics().lane(index),
@@ -82,6 +79,7 @@ impl SchedulerActor {
         }
         let num_stolen = self.steal();
         let planned = self.lane.plan(clock::now_us(), &mut self.window);
+        deliver(planned.deliveries);
         match planned.plan {
             Some(plan) => {
                 self.run(plan, ctx);
@@ -91,8 +89,6 @@ impl SchedulerActor {
             None if num_stolen > 0 => self.tick_soon(ctx),
             None => {}
         }
-        // The device does not wait for what its last step brought to be told.
-        deliver(self.outgoing.drain(..).chain(planned.deliveries));
         self.publish();
     }
 
@@ -113,7 +109,8 @@ impl SchedulerActor {
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record(started.elapsed().as_secs_f64());
         }
-        self.outgoing.extend(match outcome {
+        // Before the next plan: that may preempt a sequence, which another lane may then steal and bring to its end.
+        deliver(match outcome {
             Ok(output) => self.lane.complete(output),
             Err(error) => {
                 tracing::error!(lane = self.index, error, "a step failed");
@@ -210,7 +207,7 @@ fn run_step(
     }
 }
 
-fn deliver(deliveries: impl Iterator<Item = Delivery<Sink>>) {
+fn deliver(deliveries: Vec<Delivery<Sink>>) {
     for Delivery { request, sink, events } in deliveries {
         sink.push(request, events);
     }
