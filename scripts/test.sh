@@ -2,9 +2,10 @@
 # Everything that must pass: format, lints, tests. The last lines are cargo's own.
 # Usage: scripts/test.sh [arguments for cargo test]
 #
-# Sets up what some tests need beyond Rust: Python with the OpenAI SDK, schemathesis, k6 and linters (target/venv) and SmolLM2's weights
-# (target/smollm2, 94 MB, fetched once); Prometheus and nginx (Debian's packages prometheus and nginx-light) are only looked for. Where that cannot be
-# had, those tests are skipped and say so; with CI=true it is a failure.
+# Sets up what some tests need beyond Rust: Debian's packages for nginx, Prometheus and the like (installed as root, else
+# only looked for), Python with the OpenAI SDK, schemathesis, k6 and linters (target/venv), and SmolLM2's weights
+# (target/smollm2, 94 MB, fetched once). Where that cannot be had, those tests are skipped and say so; with CI=true it is a
+# failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -75,6 +76,7 @@ report() {
 
 stage "format" cargo fmt --check
 stage "lints" cargo clippy --all-targets -- -D warnings
+optional "Debian packages" scripts/install-packages.sh
 optional "Python with the OpenAI SDK, schemathesis and k6" set_up_python
 optional "linters for deploy/" set_up_linters
 optional "Prometheus and promtool" find_prometheus
