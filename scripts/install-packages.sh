@@ -11,7 +11,9 @@ needs() {
     command -v "$@" >/dev/null || missing+=("$package")
 }
 
-needs curl curl
+# Both, without which crates that are written in C do not build.
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v curl >/dev/null || missing+=(curl ca-certificates)
 needs python3 python3
 # Debian's python3 comes without what makes an environment.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
@@ -20,7 +22,6 @@ needs nginx-light nginx /usr/sbin/nginx
 # Makes the certificate for nginx's part in TLS.
 needs openssl openssl
 needs prometheus promtool
-needs prometheus prometheus
 # A wall clock that jumps, for the drills.
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
 

@@ -16,6 +16,7 @@ use crate::api::wire::schema::{any_of, integer, object, reference, text, word};
 use crate::base::error::Code;
 
 const RETRY_AFTER: &str = "Retry-After";
+const SHOULD_RETRY: &str = "X-Should-Retry";
 const WWW_AUTHENTICATE: &str = "WWW-Authenticate";
 const JSON: &str = "application/json";
 
@@ -69,9 +70,10 @@ fn event(chunk: RefOr<Schema>) -> Schema {
 /// Headers and refusals that operations refer to.
 pub fn shared(mut components: ComponentsBuilder) -> ComponentsBuilder {
     let header = |schema, about: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(about)).build();
-    let headers: [(&str, Header); 3] = [
+    let headers: [(&str, Header); 4] = [
         (REQUEST_ID, header(text(), "the request's id: the client's, or one made here")),
         (RETRY_AFTER, header(integer(0..=u32::MAX.into()), "seconds until another try may succeed")),
+        (SHOULD_RETRY, header(word(["false"]), "it would only fail again; OpenAI's SDKs heed it")),
         (WWW_AUTHENTICATE, header(word(["Bearer"]), "how to give a key")),
     ];
     for (name, header) in headers {
@@ -95,6 +97,7 @@ fn headers_of(status: u16) -> &'static [&'static str] {
     match status {
         401 => &[WWW_AUTHENTICATE],
         429 | 503 => &[RETRY_AFTER],
+        504 => &[SHOULD_RETRY],
         _ => &[],
     }
 }

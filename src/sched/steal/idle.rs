@@ -92,6 +92,7 @@ impl<W: Word> IdleLanes<W> {
     }
 
     /// Whether `lane` sleeps.
+    #[cfg(test)]
     pub fn is_idle(&self, lane: usize) -> bool {
         self.0.load() & (1 << lane) != 0
     }
