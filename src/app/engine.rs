@@ -7,8 +7,8 @@ use super::cores;
 use super::memory::{self, Demand, TooLittle};
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
-use crate::base::config::{Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
-use crate::exec::cpu::{self, CpuError, CpuOps, CpuOptions, Isa};
+use crate::base::config::{Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
+use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Isa};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
@@ -95,13 +95,14 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
     // As asked for, or the model's own: the spec is made for one.
     let max_model_len = source.spec.max_positions;
-    let isa = isa(config);
+    let (isa, compute) = (isa(config), compute(config));
     let dtype = kv_dtype(config, &source);
     let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
 
     let lanes = config.engine.lanes;
     let threads = threads(config);
-    let options = |lane: usize| CpuOptions { threads: threads / lanes + usize::from(lane < threads % lanes), isa };
+    let options =
+        |lane: usize| CpuOptions { threads: threads / lanes + usize::from(lane < threads % lanes), isa, compute };
     let mut first = CpuOps::new(options(0))?;
     let mut on_load = |done, total| progress("loading weights", done, total);
     let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
@@ -117,7 +118,7 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let executors = std::iter::once((first, decoder))
         .chain(shared)
         .map(|(ops, decoder)| {
-            let device = format!("cpu ({}, {} thread(s))", ops.isa(), ops.threads());
+            let device = format!("cpu ({}, {} compute, {} thread(s))", ops.isa(), ops.compute(), ops.threads());
             Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)) as Box<dyn Executor>
         })
         .collect();
@@ -137,9 +138,17 @@ fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError>
 fn isa(config: &Config) -> Option<Isa> {
     match config.engine.isa {
         IsaChoice::Auto => None,
+        IsaChoice::Avx512Dot => Some(Isa::Avx512Dot),
         IsaChoice::Avx512 => Some(Isa::Avx512),
         IsaChoice::Avx2 => Some(Isa::Avx2),
         IsaChoice::Scalar => Some(Isa::Scalar),
+    }
+}
+
+fn compute(config: &Config) -> Compute {
+    match config.engine.compute {
+        ComputeChoice::F32 => Compute::F32,
+        ComputeChoice::Bf16 => Compute::Bf16,
     }
 }
 

@@ -82,6 +82,9 @@ pub struct ModelArgs {
     /// Compute threads over all lanes [engine.threads]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
+    /// How to multiply: f32 or bf16 [engine.compute]
+    #[arg(long, value_name = "FORMAT")]
+    pub compute: Option<String>,
     /// KV cache, as 2GiB [kv.memory]
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<String>,

@@ -28,6 +28,7 @@ impl ModelArgs {
             flag("--max-model-len", "model.max_model_len", &self.max_model_len),
             flag("--lanes", "engine.lanes", &self.lanes),
             flag("--threads", "engine.threads", &self.threads),
+            flag("--compute", "engine.compute", &self.compute),
             flag("--kv-memory", "kv.memory", &self.kv_memory),
         ]
         .into_iter()

@@ -142,7 +142,9 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
 /// The CPU device with each instruction set that this machine has; with two threads where it has the best.
 fn cpus() -> Vec<impl Fn() -> CpuOps> {
     let threads = |isa| if isa == Isa::detect() { 2 } else { 1 };
-    let new = |isa| move || CpuOps::new(CpuOptions { threads: threads(isa), isa: Some(isa) }).unwrap();
+    let new = |isa| {
+        move || CpuOps::new(CpuOptions { threads: threads(isa), isa: Some(isa), ..CpuOptions::default() }).unwrap()
+    };
     Isa::available().map(new).collect()
 }
 

@@ -22,7 +22,7 @@ fn folder(name: &str) -> PathBuf {
 impl Model {
     /// One of tests/fixtures/models, or `demo`.
     pub fn load(name: &str, isa: Isa) -> Self {
-        let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa) }).unwrap();
+        let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() }).unwrap();
         let ModelSource { spec, tensors, .. } = source::open(&folder(name), None, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
         Self { ops, decoder }

@@ -89,7 +89,7 @@ fn continuations_are_those_of_transformers() {
     let Some(source) = open() else { return };
     // Scalar kernels are held to the vector ones elsewhere; a whole model on them would take minutes.
     for isa in Isa::available().filter(|isa| *isa != Isa::Scalar || Isa::detect() == Isa::Scalar) {
-        let ops = CpuOps::new(CpuOptions { threads: 0, isa: Some(isa) }).unwrap();
+        let ops = CpuOps::new(CpuOptions { threads: 0, isa: Some(isa), ..CpuOptions::default() }).unwrap();
         check_continuations(ops, &source, golden().cases);
     }
 }

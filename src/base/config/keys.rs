@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use super::sections::{Config, Isa, KvDtype, LogFormat, SamplingDefaults};
+use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults};
 use super::value::{Allowed, Value};
 
 /// One key.
@@ -40,8 +40,9 @@ pub const KEYS: &[Key] = &[
     key("engine.lanes", |c, v| put(&mut c.engine.lanes, v.int(1..=64))),
     key("engine.threads", |c, v| put(&mut c.engine.threads, opt_int(v, 1..=1024))),
     key("engine.isa", |c, v| put(&mut c.engine.isa, v.word(&[
-        ("auto", Isa::Auto), ("avx512", Isa::Avx512), ("avx2", Isa::Avx2), ("scalar", Isa::Scalar),
+        ("auto", Isa::Auto), ("avx512dot", Isa::Avx512Dot), ("avx512", Isa::Avx512), ("avx2", Isa::Avx2), ("scalar", Isa::Scalar),
     ]))),
+    key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[("f32", Compute::F32), ("bf16", Compute::Bf16)]))),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, v.number(0.0, 0.95))),

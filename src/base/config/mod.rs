@@ -18,6 +18,6 @@ mod tests;
 pub use keys::MAX_QUOTA;
 pub use load::{ConfigError, Flag, load};
 pub use sections::{
-    Admission, Auth, Config, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults, Scheduler, Server,
-    Store, Telemetry,
+    Admission, Auth, Compute, Config, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults, Scheduler,
+    Server, Store, Telemetry,
 };

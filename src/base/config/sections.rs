@@ -130,13 +130,14 @@ pub struct Engine {
     /// Compute threads over all lanes; by default the physical cores.
     pub threads: Option<usize>,
     pub isa: Isa,
+    pub compute: Compute,
     /// A step that runs longer than this makes the server not ready, until it ends.
     pub max_step_s: u64,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { lanes: 1, threads: None, isa: Isa::Auto, max_step_s: 30 }
+        Self { lanes: 1, threads: None, isa: Isa::Auto, compute: Compute::F32, max_step_s: 30 }
     }
 }
 
@@ -146,9 +147,20 @@ impl Default for Engine {
 pub enum Isa {
     /// The best that the CPU has.
     Auto,
+    /// AVX-512 with BF16 and VNNI.
+    Avx512Dot,
     Avx512,
     Avx2,
     Scalar,
+}
+
+/// What activations are rounded to before they are multiplied with weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    F32,
+    /// bfloat16 where the weights are bfloat16 and the CPU has the instruction.
+    Bf16,
 }
 
 /// KV cache.

@@ -74,6 +74,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.lanes", "2"),
     ("engine.threads", "4"),
     ("engine.isa", "scalar"),
+    ("engine.compute", "bf16"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),
@@ -183,7 +184,10 @@ const FILE_ERRORS: &[(&str, &str)] = &[
     ("engine: {lanes: two}", "config.yaml:1:17: engine.lanes is 'two', but must be an integer from 1 to 64"),
     ("engine: {lanes: [1]}", "config.yaml:1:17: engine.lanes is a list, but must be an integer from 1 to 64"),
     ("engine: {lanes: null}", "config.yaml:1:17: engine.lanes is null, but must be an integer from 1 to 64"),
-    ("engine: {isa: sse}", "config.yaml:1:15: engine.isa is 'sse', but must be one of auto, avx512, avx2, scalar"),
+    (
+        "engine: {isa: sse}",
+        "config.yaml:1:15: engine.isa is 'sse', but must be one of auto, avx512dot, avx512, avx2, scalar",
+    ),
     ("kv: {memory_share: 1.5}", "config.yaml:1:20: kv.memory_share is 1.5, but must be a number above 0, up to 0.95"),
     ("kv: {memory_share: .nan}", "config.yaml:1:20: kv.memory_share is NaN, but must be a number above 0, up to 0.95"),
     ("kv: {prefix_cache: 1}", "config.yaml:1:20: kv.prefix_cache is 1, but must be true or false"),
@@ -261,7 +265,7 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads, max_step_s",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, compute, threads, max_step_s",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),

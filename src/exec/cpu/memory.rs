@@ -3,6 +3,8 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 
+use memmap2::MmapMut;
+
 /// A cache line and the widest vector.
 const ALIGNMENT: usize = 64;
 
@@ -110,5 +112,35 @@ impl<'a, T> Shared<'a, T> {
     /// For kernels that write single elements; they stay below `len`.
     pub fn ptr(&self) -> *mut T {
         self.ptr
+    }
+}
+
+/// Zeroed bytes for weights: pages of their own, large ones where the system has them, because a stream over small pages
+/// is held up at the end of each.
+pub struct Pages(MmapMut);
+
+/// From here on large pages pay.
+#[cfg(target_os = "linux")]
+const MIN_HUGE_BYTES: usize = 4 << 20;
+
+impl Pages {
+    /// Panics where the system has no memory left, as every failed allocation ends the process.
+    pub fn new(len: usize) -> Pages {
+        let pages =
+            MmapMut::map_anon(len.max(1)).unwrap_or_else(|e| panic!("no memory for {len} bytes of weights: {e}"));
+        #[cfg(target_os = "linux")]
+        if len >= MIN_HUGE_BYTES {
+            // Where the system has none, small ones do.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+        }
+        Pages(pages)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }

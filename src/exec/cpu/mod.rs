@@ -6,7 +6,7 @@
 //! Invariant (batch invariance, proved bit for bit by the tests): at one [`Isa`] the values of a row depend on its
 //! sequence alone, not on other rows, chunks or threads. Each of `gemm`, `attention`, `rows` and `moe` says how.
 //!
-//! Weights stay in their dtype, in the checkpoint's own bytes; activations and sums are float32; K and V are
+//! Weights keep their dtype and are packed on load; activations and sums are float32 (but see [`Compute`]); K and V are
 //! rounded to the cache's dtype when stored, and attention reads what is stored.
 
 mod attention;
@@ -25,14 +25,12 @@ mod tests;
 use std::sync::Arc;
 
 use self::attention::Attend;
-use self::gemm::{Product, RowsToPack};
+pub use self::gemm::Compute;
+use self::gemm::{Multiplier, Product};
 pub use self::isa::Isa;
-use self::isa::element::{Bf16, Element, F16, F32};
-use self::isa::{Kernel, Simd};
 use self::kv::KvCache;
 pub use self::kv::kv_bytes_per_block;
 pub use self::matrix::CpuMatrix;
-use self::memory::Scratch;
 use self::moe::{Experts, MoeBuffers};
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
@@ -42,7 +40,7 @@ pub use self::rows::CpuRows;
 use self::rows::{Gated, RmsNorm, SoftCap, for_each_row};
 use crate::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
-use crate::model::weights::{Dtype, Tensor};
+use crate::model::weights::Tensor;
 
 /// How a [`CpuOps`] is to run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +49,7 @@ pub struct CpuOptions {
     pub threads: usize,
     /// `None`: the best that the machine has.
     pub isa: Option<Isa>,
+    pub compute: Compute,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +69,7 @@ pub struct CpuOps {
     isa: Isa,
     pool: Pool,
     kv: Option<KvCache>,
-    /// Activations as the matrix kernels read them.
-    packed: Scratch,
+    multiplier: Multiplier,
     moe: MoeBuffers,
 }
 
@@ -88,17 +86,22 @@ impl CpuOps {
             n => n,
         };
         let pool = Pool::new(threads).map_err(|e| CpuError::NoThreads(threads, e))?;
-        Ok(CpuOps { isa, pool, kv: None, packed: Scratch::default(), moe: MoeBuffers::default() })
+        let multiplier = Multiplier::new(isa, options.compute);
+        Ok(CpuOps { isa, pool, kv: None, multiplier, moe: MoeBuffers::default() })
     }
 
     /// Another executor of the same level with threads and KV memory of its own. Matrices, vectors and rope tables
     /// that either has loaded serve both: clone them.
     pub fn fork(&self, threads: usize) -> Result<CpuOps, CpuError> {
-        CpuOps::new(CpuOptions { threads, isa: Some(self.isa) })
+        CpuOps::new(CpuOptions { threads, isa: Some(self.isa), compute: self.multiplier.compute })
     }
 
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    pub fn compute(&self) -> Compute {
+        self.multiplier.compute
     }
 
     pub fn threads(&self) -> usize {
@@ -120,7 +123,7 @@ impl Ops for CpuOps {
     type Rope = CpuRope;
 
     fn load_matrix(&mut self, parts: &[Tensor]) -> CpuMatrix {
-        CpuMatrix::new(parts)
+        CpuMatrix::new(self.isa, parts)
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Arc<[f32]> {
@@ -144,13 +147,8 @@ impl Ops for CpuOps {
     }
 
     fn embed(&mut self, batch: &Batch, table: &CpuMatrix, scale: f32, out: &mut CpuRows) {
-        let isa = self.isa;
         out.reshape(batch.tokens.len(), table.cols());
-        for_each_row(&mut self.pool, out, 1, &|row, to| {
-            let kernel = Widen { from: table.row(batch.tokens[row] as usize), dtype: table.dtype(), scale, to };
-            // SAFETY: the level is available; a row of the table has `cols` elements.
-            unsafe { isa.run(kernel) };
-        });
+        for_each_row(&mut self.pool, out, 8, &|row, to| table.read_row(batch.tokens[row] as usize, scale, to));
     }
 
     fn rms_norm(&mut self, x: &CpuRows, weight: &Arc<[f32]>, eps: f32, out: &mut CpuRows) {
@@ -174,9 +172,8 @@ impl Ops for CpuOps {
     fn matmul(&mut self, x: &CpuRows, w: &CpuMatrix, bias: Option<&Arc<[f32]>>, out: &mut CpuRows) {
         assert_eq!(x.width(), w.cols(), "width of activations and weights");
         out.reshape(x.rows(), w.rows());
-        let x = gemm::pack(self.isa, w.dtype(), w.cols(), RowsToPack::All(x.values()), &mut self.packed);
-        let bias = bias.map(|b| &b[..]);
-        gemm::multiply(self.isa, &mut self.pool, Product { x, weights: w, bias, out: out.values_mut() });
+        let product = Product { x: x.values(), weights: w, bias: bias.map(|b| &b[..]), out: out.values_mut() };
+        self.multiplier.multiply(&mut self.pool, product);
     }
 
     fn rotate_and_store(
@@ -211,8 +208,8 @@ impl Ops for CpuOps {
         activation: Activation,
         out: &mut CpuRows,
     ) {
-        let experts = Experts { isa: self.isa, weights, moe, activation };
-        experts.apply(&mut self.pool, &mut self.packed, &mut self.moe, x, out);
+        let experts = Experts { weights, moe, activation };
+        experts.apply(&mut self.pool, &mut self.multiplier, &mut self.moe, x, out);
     }
 
     fn gather_rows(&mut self, x: &CpuRows, rows: &[u32], out: &mut CpuRows) {
@@ -236,50 +233,5 @@ impl Ops for CpuOps {
 
     fn read<'a>(&'a mut self, rows: &'a CpuRows) -> &'a [f32] {
         rows.values()
-    }
-}
-
-/// `to = from * scale`; `from` holds as many elements of `dtype` as `to` has.
-struct Widen<'a> {
-    from: *const u8,
-    dtype: Dtype,
-    scale: f32,
-    to: &'a mut [f32],
-}
-
-impl Widen<'_> {
-    /// # Safety
-    /// As [`Kernel::run`].
-    #[inline(always)]
-    unsafe fn widen<S: Simd, E: Element>(self) {
-        let n = self.to.len();
-        let tail = n % S::WIDTH;
-        // SAFETY: all indices stay below `n`.
-        unsafe {
-            let (to, scale) = (self.to.as_mut_ptr(), S::splat(self.scale));
-            let mut i = 0;
-            while i + S::WIDTH <= n {
-                S::store(to.add(i), S::mul(E::load::<S>(self.from.add(i * E::BYTES)), scale));
-                i += S::WIDTH;
-            }
-            if tail > 0 {
-                let v = E::load_first::<S>(self.from.add(i * E::BYTES), tail);
-                S::store_first(to.add(i), S::mul(v, scale), tail);
-            }
-        }
-    }
-}
-
-impl Kernel for Widen<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: the contract is passed on.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => self.widen::<S, F32>(),
-                Dtype::F16 => self.widen::<S, F16>(),
-                Dtype::Bf16 => self.widen::<S, Bf16>(),
-            }
-        }
     }
 }

@@ -3,10 +3,8 @@
 //! Invariant: a row's experts are ranked by weight (ties: lower number first) and summed in that order, whatever
 //! other rows are in the step.
 
-use super::gemm::{self, PackedRows, Product, RowsToPack};
-use super::isa::Isa;
+use super::gemm::{Multiplier, Product};
 use super::matrix::CpuMatrix;
-use super::memory::Scratch;
 use super::pool::Pool;
 use super::rows::{CpuRows, Gated, for_each_row};
 use crate::model::ops::MoeWeights;
@@ -64,6 +62,8 @@ impl Routes {
 #[derive(Default)]
 pub struct MoeBuffers {
     router_logits: CpuRows,
+    /// One expert's inputs.
+    gathered: CpuRows,
     gate_up: CpuRows,
     hidden: CpuRows,
     /// One expert's outputs.
@@ -74,21 +74,19 @@ pub struct MoeBuffers {
 
 /// The routed experts of one layer.
 pub struct Experts<'a> {
-    pub isa: Isa,
     pub weights: &'a MoeWeights<CpuMatrix>,
     pub moe: &'a MoeSpec,
     pub activation: Activation,
 }
 
 impl Experts<'_> {
-    pub fn apply(&self, pool: &mut Pool, scratch: &mut Scratch, b: &mut MoeBuffers, x: &CpuRows, out: &mut CpuRows) {
-        let moe = self.moe;
+    pub fn apply(&self, pool: &mut Pool, m: &mut Multiplier, b: &mut MoeBuffers, x: &CpuRows, out: &mut CpuRows) {
+        let (moe, isa) = (self.moe, m.isa);
         assert_eq!(self.weights.router.rows(), moe.num_experts, "one router output for each expert");
         assert!(moe.experts_per_token <= moe.num_experts, "{} experts per token", moe.experts_per_token);
         let router = &self.weights.router;
         b.router_logits.reshape(x.rows(), moe.num_experts);
-        let packed = gemm::pack(self.isa, router.dtype(), router.cols(), RowsToPack::All(x.values()), scratch);
-        self.multiply(pool, packed, router, &mut b.router_logits);
+        multiply(m, pool, x, router, &mut b.router_logits);
         let routes = Routes::choose(&b.router_logits, moe);
         let (per_row, width) = (routes.per_row, x.width());
         b.contributions.reshape(x.rows() * per_row, width);
@@ -97,18 +95,19 @@ impl Experts<'_> {
             rows.clear();
             rows.extend(entries.iter().map(|entry| entry / per_row as u32));
             let (gate_up, down) = (&self.weights.gate_up[expert], &self.weights.down[expert]);
-            let some = RowsToPack::Some(x.values(), &rows);
-            let packed = gemm::pack(self.isa, gate_up.dtype(), gate_up.cols(), some, scratch);
+            b.gathered.reshape(rows.len(), width);
+            for (i, &row) in rows.iter().enumerate() {
+                b.gathered.values_mut()[i * width..][..width].copy_from_slice(x.row(row as usize));
+            }
             b.gate_up.reshape(rows.len(), gate_up.rows());
-            self.multiply(pool, packed, gate_up, &mut b.gate_up);
+            multiply(m, pool, &b.gathered, gate_up, &mut b.gate_up);
             b.hidden.reshape(rows.len(), gate_up.rows() / 2);
             let from = &b.gate_up;
             for_each_row(pool, &mut b.hidden, 8, &|row, hidden| {
-                Gated::apply(self.isa, from.row(row), self.activation, hidden);
+                Gated::apply(isa, from.row(row), self.activation, hidden);
             });
-            let packed = gemm::pack(self.isa, down.dtype(), down.cols(), RowsToPack::All(b.hidden.values()), scratch);
             b.expert_out.reshape(rows.len(), width);
-            self.multiply(pool, packed, down, &mut b.expert_out);
+            multiply(m, pool, &b.hidden, down, &mut b.expert_out);
             for (i, &entry) in entries.iter().enumerate() {
                 let to = &mut b.contributions.values_mut()[entry as usize * width..][..width];
                 to.copy_from_slice(b.expert_out.row(i));
@@ -124,8 +123,8 @@ impl Experts<'_> {
             }
         });
     }
+}
 
-    fn multiply(&self, pool: &mut Pool, x: PackedRows<'_>, weights: &CpuMatrix, out: &mut CpuRows) {
-        gemm::multiply(self.isa, pool, Product { x, weights, bias: None, out: out.values_mut() });
-    }
+fn multiply(m: &mut Multiplier, pool: &mut Pool, x: &CpuRows, weights: &CpuMatrix, out: &mut CpuRows) {
+    m.multiply(pool, Product { x: x.values(), weights, bias: None, out: out.values_mut() });
 }

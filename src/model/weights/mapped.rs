@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,17 @@ struct Mapped(Mmap);
 impl Bytes for Mapped {
     fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
+        // Whole pages inside the range, so that neighbours stay.
+        const PAGE: usize = 4096;
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        #[cfg(unix)]
+        if start < end {
+            // SAFETY: the map is private, read-only and of a file, so that the bytes read again are the file's.
+            let _ = unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
     }
 }
 

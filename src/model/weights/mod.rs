@@ -38,6 +38,9 @@ impl Dtype {
 /// Bytes that stay put for as long as any [`Tensor`] looks at them.
 pub trait Bytes: Send + Sync {
     fn as_bytes(&self) -> &[u8];
+
+    /// Nobody is going to read `range` soon: what can be had again need not stay in memory.
+    fn release(&self, _range: Range<usize>) {}
 }
 
 /// A tensor: a shared view of little-endian elements, row-major. Cheap to clone.
@@ -67,6 +70,11 @@ impl Tensor {
 
     pub fn data(&self) -> &[u8] {
         &self.bytes.as_bytes()[self.range.clone()]
+    }
+
+    /// A device has taken the elements: a mapped file's pages need not stay in memory.
+    pub fn release(&self) {
+        self.bytes.release(self.range.clone());
     }
 
     /// Rows `rows` of a matrix, sharing the bytes.

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{NO_DOT, Simd};
 
 #[derive(Clone, Copy)]
 pub struct Avx2;
@@ -12,6 +12,7 @@ impl Simd for Avx2 {
     const WIDTH: usize = 8;
     const NUM_REGISTERS: usize = 16;
     type F = __m256;
+    type I = __m256i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -98,5 +99,24 @@ impl Simd for Avx2 {
         let both = _mm256_loadu_si256(p.cast());
         let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
         (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u8, v: __m256) {
+        let mut lanes = [0f32; 8];
+        _mm256_storeu_ps(lanes.as_mut_ptr(), v);
+        p.cast::<[u16; 8]>().write_unaligned(lanes.map(|x| half::bf16::from_f32(x).to_bits()));
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(p: *const u8) -> __m256i {
+        _mm256_loadu_si256(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_word(p: *const u8) -> __m256i {
+        _mm256_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(_: __m256, _: __m256i, _: __m256i) -> __m256 {
+        unreachable!("{NO_DOT}")
     }
 }

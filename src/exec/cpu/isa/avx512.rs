@@ -3,15 +3,17 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{NO_DOT, Simd};
 
+/// `DOT`: with BF16 and VNNI.
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const DOT: bool>;
 
-impl Simd for Avx512 {
+impl<const DOT: bool> Simd for Avx512<DOT> {
     const WIDTH: usize = 16;
     const NUM_REGISTERS: usize = 32;
     type F = __m512;
+    type I = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -101,6 +103,33 @@ impl Simd for Avx512 {
         let both = _mm512_loadu_si512(p.cast());
         let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
         (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u8, v: __m512) {
+        // Written out, so that both levels round alike: the instruction takes subnormals for zero.
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let quiet = _mm512_set1_epi32(0x7fc0_0000);
+        let kept = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
+        _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(kept));
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(p: *const u8) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_word(p: *const u8) -> __m512i {
+        _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: __m512, w: __m512i, x: __m512i) -> __m512 {
+        if !DOT {
+            unreachable!("{NO_DOT}");
+        }
+        _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(x))
     }
 
     #[inline(always)]

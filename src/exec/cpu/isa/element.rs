@@ -9,6 +9,8 @@ pub trait Element: Copy {
     /// Whether [`Element::load_pair`] splits by even and odd places rather than into halves.
     const PAIRS_INTERLEAVED: bool;
 
+    const IS_F32: bool = false;
+
     /// Reads `S::WIDTH` elements.
     unsafe fn load<S: Simd>(p: *const u8) -> S::F;
     /// Reads `2 * S::WIDTH` elements as two vectors.
@@ -21,14 +23,6 @@ pub trait Element: Copy {
         std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), n * Self::BYTES);
         Self::load::<S>(bytes.as_ptr())
     }
-
-    /// Reads `n < 2 * S::WIDTH` elements as two vectors; the others are zero.
-    #[inline(always)]
-    unsafe fn load_pair_first<S: Simd>(p: *const u8, n: usize) -> (S::F, S::F) {
-        let mut bytes = [0u8; 8 * MAX_WIDTH];
-        std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), n * Self::BYTES);
-        Self::load_pair::<S>(bytes.as_ptr())
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -40,6 +34,7 @@ pub struct Bf16;
 
 impl Element for F32 {
     const BYTES: usize = 4;
+    const IS_F32: bool = true;
     const PAIRS_INTERLEAVED: bool = false;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::F {

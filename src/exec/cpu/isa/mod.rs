@@ -27,10 +27,12 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL (every AVX-512 processor but the Xeon Phi).
     Avx512,
+    /// The same with the dot products of bfloat16 and of bytes (BF16, VNNI).
+    Avx512Dot,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Dot];
 
     /// The best level of this machine.
     pub fn detect() -> Isa {
@@ -57,9 +59,36 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Dot => {
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
+    }
+
+    /// Float32 lanes of a vector.
+    pub fn width(self) -> usize {
+        match self {
+            Isa::Scalar | Isa::Avx2 => 8,
+            Isa::Avx512 | Isa::Avx512Dot => 16,
+        }
+    }
+
+    /// Vectors of neighbouring outputs that a matrix kernel has in registers, for several rows at once.
+    pub fn panel_vectors(self) -> usize {
+        match self {
+            Isa::Scalar | Isa::Avx2 => 2,
+            Isa::Avx512 | Isa::Avx512Dot => 4,
+        }
+    }
+
+    /// Whether [`Simd::dot_bf16`] is there.
+    pub fn has_dot(self) -> bool {
+        self == Isa::Avx512Dot
     }
 
     /// Runs `kernel` with this level's instructions.
@@ -76,6 +105,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { run_avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Dot => unsafe { run_avx512_dot(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("{self} exists on x86-64 only"),
         }
@@ -88,6 +120,7 @@ impl fmt::Display for Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512",
+            Isa::Avx512Dot => "AVX-512 BF16/VNNI",
         })
     }
 }
@@ -107,7 +140,16 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { kernel.run::<avx512::Avx512>() }
+    unsafe { kernel.run::<avx512::Avx512<false>>() }
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ, VL, BF16 and VNNI; the kernel's contract is met.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_avx512_dot<K: Kernel>(kernel: K) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { kernel.run::<avx512::Avx512<true>>() }
 }
 
 /// A computation over raw pointers, written once for all levels.
@@ -130,6 +172,8 @@ pub trait Simd: Copy {
     /// Vector registers of the level; decides the register block of the matrix kernels.
     const NUM_REGISTERS: usize;
     type F: Copy;
+    /// `WIDTH` 32-bit lanes that hold pairs of bfloat16.
+    type I: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
     /// Reads `WIDTH` values.
@@ -166,6 +210,16 @@ pub trait Simd: Copy {
     unsafe fn load_f16(p: *const u8) -> Self::F;
     /// Widens `2 * WIDTH` bfloat16 values into those at even and those at odd places.
     unsafe fn load_bf16_pair(p: *const u8) -> (Self::F, Self::F);
+    /// Rounds to the nearest bfloat16, ties to even, and writes `WIDTH` of them.
+    unsafe fn store_bf16(p: *mut u8, v: Self::F);
+
+    /// Reads `4 * WIDTH` bytes.
+    unsafe fn load_words(p: *const u8) -> Self::I;
+    /// Reads four bytes into every lane.
+    unsafe fn splat_word(p: *const u8) -> Self::I;
+    /// In each lane `acc` plus the products of two pairs of bfloat16; the products are exact, subnormals count as zero.
+    /// Only at levels with [`Isa::has_dot`].
+    unsafe fn dot_bf16(acc: Self::F, w: Self::I, x: Self::I) -> Self::F;
 
     /// Reads `n < WIDTH` values; the other lanes are zero.
     #[inline(always)]
@@ -192,3 +246,6 @@ pub trait Simd: Copy {
 
 /// The widest level's lanes. It equals the tokens of a KV block, so a block's scores are one vector, or two.
 pub const MAX_WIDTH: usize = 16;
+
+/// Where a kernel asks a level for what it has not.
+const NO_DOT: &str = "kernels with dot products run where Isa::has_dot says so";

@@ -4,7 +4,7 @@
 
 use half::{bf16, f16};
 
-use super::Simd;
+use super::{NO_DOT, Simd};
 
 #[derive(Clone, Copy)]
 pub struct Scalar;
@@ -24,6 +24,7 @@ impl Simd for Scalar {
     const WIDTH: usize = LANES;
     const NUM_REGISTERS: usize = 16;
     type F = [f32; LANES];
+    type I = [u32; LANES];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -112,5 +113,22 @@ impl Simd for Scalar {
         let even = each(|i| f32::from_bits(u32::from_le(bits[i]) << 16));
         let odd = each(|i| f32::from_bits(u32::from_le(bits[i]) & 0xffff_0000));
         (even, odd)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u8, v: Self::F) {
+        p.cast::<[u16; LANES]>().write_unaligned(v.map(|x| bf16::from_f32(x).to_bits()));
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(p: *const u8) -> Self::I {
+        p.cast::<Self::I>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn splat_word(p: *const u8) -> Self::I {
+        [p.cast::<u32>().read_unaligned(); LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(_: Self::F, _: Self::I, _: Self::I) -> Self::F {
+        unreachable!("{NO_DOT}")
     }
 }

@@ -113,7 +113,7 @@ fn activations_follow_their_definitions() {
 
 #[test]
 fn names_and_order() {
-    assert_eq!(Isa::ALL.map(|isa| isa.to_string()), ["scalar", "AVX2", "AVX-512"]);
+    assert_eq!(Isa::ALL.map(|isa| isa.to_string()), ["scalar", "AVX2", "AVX-512", "AVX-512 BF16/VNNI"]);
     assert!(Isa::detect().is_available());
     assert!(Isa::available().all(|isa| isa <= Isa::detect()));
 }

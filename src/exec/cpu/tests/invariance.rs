@@ -67,22 +67,22 @@ impl Weights {
 #[test]
 fn a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
     let (hidden, intermediate) = (107, 150);
-    for isa in Isa::available() {
+    for (isa, compute) in ways() {
         for dtype in DTYPES {
             let mut random = Random(7);
             let weights = Weights::random(&mut random, dtype, hidden, intermediate);
             let x = random.rows(BATCH, hidden);
-            let together = row_wise(&mut ops(isa, 1), &x, &weights);
+            let together = row_wise(&mut computing(isa, compute, 1), &x, &weights);
             for threads in [2, 3] {
-                let parallel = row_wise(&mut ops(isa, threads), &x, &weights);
-                assert_eq!(bits(&parallel), bits(&together), "{isa} {dtype:?}, {threads} threads");
+                let parallel = row_wise(&mut computing(isa, compute, threads), &x, &weights);
+                assert_eq!(bits(&parallel), bits(&together), "{isa} {compute} {dtype:?}, {threads} threads");
             }
-            let mut ops = ops(isa, 1);
+            let mut ops = computing(isa, compute, 1);
             for rows in [0..1, 1..2, 32..33, 3..8, 5..11, 10..29] {
                 let part = CpuRows::from_values(x.values()[rows.start * hidden..rows.end * hidden].to_vec(), hidden);
                 let alone = row_wise(&mut ops, &part, &weights);
                 let same = &together[rows.start * hidden..rows.end * hidden];
-                assert_eq!(bits(&alone), bits(same), "{isa} {dtype:?}, rows {rows:?}");
+                assert_eq!(bits(&alone), bits(same), "{isa} {compute} {dtype:?}, rows {rows:?}");
             }
         }
     }
@@ -92,19 +92,19 @@ fn a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
 #[test]
 fn row_blocks_and_column_chunks_change_nothing() {
     let (rows, k, outputs) = (150, 1500, 90);
-    for isa in Isa::available() {
+    for (isa, compute) in ways() {
         let mut random = Random(8);
         let (tensor, _) = random.tensor(Dtype::Bf16, outputs, k);
         let x = random.rows(rows, k);
         let mut whole = CpuRows::default();
-        let mut parallel = ops(isa, 3);
+        let mut parallel = computing(isa, compute, 3);
         let w = parallel.load_matrix(&[tensor]);
         parallel.matmul(&x, &w, None, &mut whole);
-        let mut ops = ops(isa, 1);
+        let mut ops = computing(isa, compute, 1);
         for row in [0, 1, 63, 64, 68, 127, 149] {
             let mut alone = CpuRows::default();
             ops.matmul(&CpuRows::from_values(x.row(row).to_vec(), k), &w, None, &mut alone);
-            assert_eq!(bits(alone.row(0)), bits(whole.row(row)), "{isa}, row {row}");
+            assert_eq!(bits(alone.row(0)), bits(whole.row(row)), "{isa} {compute}, row {row}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::*;
-use crate::model::weights::Bytes;
+use crate::model::weights::{Bytes, Dtype};
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
@@ -74,7 +74,16 @@ impl Bytes for Owned {
 }
 
 pub fn ops(isa: Isa, threads: usize) -> CpuOps {
-    CpuOps::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+    computing(isa, Compute::F32, threads)
+}
+
+pub fn computing(isa: Isa, compute: Compute, threads: usize) -> CpuOps {
+    CpuOps::new(CpuOptions { threads, isa: Some(isa), compute }).unwrap()
+}
+
+/// Every level and way of computing that this machine has.
+pub fn ways() -> impl Iterator<Item = (Isa, Compute)> {
+    Isa::available().flat_map(|isa| [Compute::F32, Compute::Bf16].map(|compute| (isa, compute)))
 }
 
 /// Asserts that every value is within `tolerance` times the scale of its sum (or 1) of the exact one.
@@ -93,10 +102,10 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn options_are_checked_and_forks_share_weights() {
     assert!(matches!(
-        CpuOps::new(CpuOptions { threads: MAX_THREADS + 1, isa: None }),
+        CpuOps::new(CpuOptions { threads: MAX_THREADS + 1, isa: None, ..CpuOptions::default() }),
         Err(CpuError::TooManyThreads(_))
     ));
-    let mut first = CpuOps::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let mut first = CpuOps::new(CpuOptions { threads: 2, isa: None, ..CpuOptions::default() }).unwrap();
     assert_eq!((first.threads(), first.isa()), (2, Isa::detect()));
     let mut second = first.fork(1).unwrap();
     assert_eq!((second.threads(), second.isa()), (1, Isa::detect()));

@@ -1,0 +1,292 @@
+//! Matrix products: activations `[rows, k]` times weights `[out, k]` transposed.
+//!
+//! Owns the order of computation. Invariant: every output is one lane of one accumulator, to which the products are added
+//! from the first `k` to the last; a block of `k` that ends early is stored and taken up again, without rounding. So
+//! which registers, row block, chunk or thread does it changes nothing.
+//!
+//! A chunk is some panels of weights for a block of rows that fits the second-level cache. Of a panel a block of `k` at a
+//! time lies in the first-level cache while all rows of the block pass by, a few at a time in registers. So decode reads
+//! each weight once a step.
+#![allow(unsafe_op_in_unsafe_fn, reason = "microkernels are pointer arithmetic; their contracts stand above them")]
+
+mod bf16;
+mod float;
+
+use std::fmt;
+use std::ops::Range;
+
+use self::bf16::Bf16Dot;
+use self::float::Float;
+use super::isa::element::{Bf16, F16, F32};
+use super::isa::{Isa, Kernel, Simd};
+use super::matrix::{CpuMatrix, Format, Layout, Panel};
+use super::memory::{Scratch, Shared};
+use super::pool::Pool;
+
+/// Bytes of activations that stay in the second-level cache while the weights pass by.
+const ROW_BLOCK_BYTES: usize = 512 << 10;
+/// Rows of a block at least, whatever their length: below it weights are read too often.
+const MIN_BLOCK_ROWS: usize = 24;
+/// Most rows that are in registers at once.
+const MAX_TILE_ROWS: usize = 6;
+/// Multiplications under which waking threads costs more than it gains.
+const MIN_PARALLEL_WORK: usize = 128 << 10;
+/// Multiplications that one chunk should have at least.
+const MIN_CHUNK_WORK: usize = 64 << 10;
+/// Values of a block of weights that is widened before it is used.
+const MAX_BLOCK_VALUES: usize = 8 << 10;
+
+/// What the activations are rounded to before they are multiplied; sums are float32 in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compute {
+    #[default]
+    F32,
+    /// bfloat16 where the weights are bfloat16 and the level has its dot instruction, else float32.
+    Bf16,
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compute::F32 => "f32",
+            Compute::Bf16 => "bf16",
+        })
+    }
+}
+
+/// One product's operands.
+pub struct Product<'a> {
+    /// `[rows, k]`.
+    pub x: &'a [f32],
+    pub weights: &'a CpuMatrix,
+    pub bias: Option<&'a [f32]>,
+    /// `[rows, out]`.
+    pub out: &'a mut [f32],
+}
+
+/// How an executor multiplies.
+pub struct Multiplier {
+    pub isa: Isa,
+    pub compute: Compute,
+    /// Rounded activations.
+    scratch: Scratch,
+}
+
+impl Multiplier {
+    pub fn new(isa: Isa, compute: Compute) -> Multiplier {
+        Multiplier { isa, compute, scratch: Scratch::default() }
+    }
+
+    /// `out = x · wᵀ (+ bias)`.
+    pub fn multiply(&mut self, pool: &mut Pool, product: Product<'_>) {
+        let Product { x, weights, bias, out } = product;
+        let layout = weights.layout();
+        let (outputs, k) = (layout.rows, layout.cols);
+        let rows = x.len().checked_div(k).unwrap_or(0);
+        assert_eq!(x.len(), rows * k, "activations and weights differ in width");
+        assert_eq!(out.len(), rows * outputs, "room for the product");
+        assert!(bias.is_none_or(|b| b.len() == outputs), "one bias for each output");
+        if rows == 0 || outputs == 0 {
+            return;
+        }
+        let rounds = self.compute == Compute::Bf16 && layout.format == Format::Bf16 && self.isa.has_dot();
+        let (x, stride): (&[u8], usize) = match rounds {
+            true => bf16::round(self.isa, pool, x, k, &mut self.scratch),
+            false => (bytemuck::cast_slice(x), 4 * k),
+        };
+        let out = Shared::new(out);
+        let cut = Cut::new(layout, rows, stride, pool.threads());
+        let isa = self.isa;
+        let task = |chunk: usize| {
+            let (rows, panels) = cut.chunk(chunk);
+            let kernel = Tile {
+                layout: *layout,
+                weights: weights.as_ptr(),
+                rounds,
+                x: x[rows.start * stride..].as_ptr(),
+                stride,
+                bias,
+                rows: rows.len(),
+                panels,
+                out: out.ptr().wrapping_add(rows.start * outputs),
+            };
+            // SAFETY: an executor's level is available; chunks write disjoint elements of `out`, whose size is checked
+            // above, and `x` holds `rows` rows from this block's start.
+            unsafe { isa.run(kernel) };
+        };
+        if cut.is_small { (0..cut.num_chunks()).for_each(task) } else { pool.run(cut.num_chunks(), &task) }
+    }
+}
+
+/// How a product is cut into chunks.
+struct Cut {
+    rows: usize,
+    row_block: usize,
+    panels: usize,
+    panel_block: usize,
+    is_small: bool,
+}
+
+impl Cut {
+    /// `stride`: bytes of a row of activations.
+    fn new(layout: &Layout, rows: usize, stride: usize, threads: usize) -> Cut {
+        let most = (ROW_BLOCK_BYTES / stride.max(1)).max(MIN_BLOCK_ROWS);
+        // Rows are shared out evenly: 130 rows make two blocks of 66 and 64, not of 128 and 2.
+        let row_block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(MAX_TILE_ROWS).min(rows);
+        let depth = layout.depth().max(1);
+        let is_small = rows.saturating_mul(layout.rows).saturating_mul(depth) < MIN_PARALLEL_WORK;
+        let panels = layout.num_panels();
+        let panel_block = if is_small || threads == 1 {
+            panels
+        } else {
+            let least = MIN_CHUNK_WORK.div_ceil(depth * row_block * layout.panel_rows());
+            panels.div_ceil(threads * 16).max(least).min(panels)
+        };
+        Cut { rows, row_block, panels, panel_block, is_small }
+    }
+
+    fn num_chunks(&self) -> usize {
+        self.rows.div_ceil(self.row_block) * self.panels.div_ceil(self.panel_block)
+    }
+
+    /// Rows and panels.
+    fn chunk(&self, chunk: usize) -> (Range<usize>, Range<usize>) {
+        let per_row_block = self.panels.div_ceil(self.panel_block);
+        let (row, panel) = (chunk / per_row_block * self.row_block, chunk % per_row_block * self.panel_block);
+        (row..self.rows.min(row + self.row_block), panel..self.panels.min(panel + self.panel_block))
+    }
+}
+
+/// A block of rows times some panels. `x` holds `rows` rows of `stride` bytes, as the method wants them, `weights` the
+/// layout's bytes; `out` points to the block's first row of `layout.rows` values, and nobody else touches the panels'
+/// outputs in these rows.
+struct Tile<'a> {
+    layout: Layout,
+    weights: *const u8,
+    rounds: bool,
+    x: *const u8,
+    stride: usize,
+    bias: Option<&'a [f32]>,
+    rows: usize,
+    panels: Range<usize>,
+    out: *mut f32,
+}
+
+/// One way to multiply a block of a panel.
+trait Method {
+    /// `k` of a block for vectors of `width` lanes, `vectors` of them; a multiple of the format's depth step.
+    fn depth(width: usize, vectors: usize) -> usize;
+    /// Bytes of an activation.
+    const X_BYTES: usize;
+    /// Makes a block of `depth` (of the layout's, padding included) ready for [`Method::add`]: `scratch` or the weights
+    /// themselves.
+    unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const u8;
+    /// `acc[r][n] += x[r] · w[n]` over `depth` values of `k`, from the first to the last. Rows of `x` are `stride` bytes
+    /// apart.
+    unsafe fn add<S: Simd, const R: usize, const N: usize>(
+        acc: &mut [[S::F; N]; R],
+        x: *const u8,
+        stride: usize,
+        w: *const u8,
+        depth: usize,
+    );
+}
+
+#[repr(align(64))]
+struct BlockValues([std::mem::MaybeUninit<f32>; MAX_BLOCK_VALUES]);
+
+impl Kernel for Tile<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        match self.layout.format {
+            Format::Bf16 if self.rounds => self.sweep::<S, Bf16Dot>(),
+            Format::Bf16 => self.sweep::<S, Float<Bf16>>(),
+            Format::F16 => self.sweep::<S, Float<F16>>(),
+            Format::F32 => self.sweep::<S, Float<F32>>(),
+        }
+    }
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn sweep<S: Simd, M: Method>(&self) {
+        let mut scratch = BlockValues([std::mem::MaybeUninit::uninit(); MAX_BLOCK_VALUES]);
+        let scratch = scratch.0.as_mut_ptr().cast();
+        for index in self.panels.clone() {
+            let panel = self.layout.panel(index);
+            match panel.vectors {
+                4 => self.panel::<S, M, 4>(panel, scratch),
+                2 => self.panel::<S, M, 2>(panel, scratch),
+                _ => self.panel::<S, M, 1>(panel, scratch),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn panel<S: Simd, M: Method, const N: usize>(&self, panel: Panel, scratch: *mut f32) {
+        let k_bytes = N * S::WIDTH * self.layout.format.bytes();
+        let (cols, depth, most) = (self.layout.cols, self.layout.depth(), M::depth(S::WIDTH, N));
+        let weights = self.weights.add(panel.offset);
+        let mut k = 0;
+        while k < depth {
+            let n = most.min(depth - k);
+            let w = M::prepare::<S, N>(weights.add(k * k_bytes), n, scratch);
+            let block = Block { panel, k, depth: n.min(cols - k), w, is_last: k + n == depth };
+            let mut row = 0;
+            while row < self.rows {
+                match self.rows - row {
+                    MAX_TILE_ROWS.. => row += self.rows::<S, M, MAX_TILE_ROWS, N>(row, &block),
+                    4.. => row += self.rows::<S, M, 4, N>(row, &block),
+                    2.. => row += self.rows::<S, M, 2, N>(row, &block),
+                    _ => row += self.rows::<S, M, 1, N>(row, &block),
+                }
+            }
+            k += n;
+        }
+    }
+
+    /// `R` rows from `row` on; says so.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, M: Method, const R: usize, const N: usize>(&self, row: usize, block: &Block) -> usize {
+        let outputs = self.layout.rows;
+        let out = self.out.add(row * outputs + block.panel.first_row);
+        // Only the last vector may be cut short.
+        let last = block.panel.num_rows - (N - 1) * S::WIDTH;
+        let mut acc = [[S::splat(0.0); N]; R];
+        if block.k > 0 {
+            for r in 0..R {
+                for n in 0..N {
+                    let from = out.add(r * outputs + n * S::WIDTH);
+                    let whole = n + 1 < N || last == S::WIDTH;
+                    acc[r][n] = if whole { S::load(from) } else { S::load_first(from, last) };
+                }
+            }
+        }
+        let x = self.x.add(row * self.stride + block.k * M::X_BYTES);
+        M::add::<S, R, N>(&mut acc, x, self.stride, block.w, block.depth);
+        for n in 0..N {
+            let whole = n + 1 < N || last == S::WIDTH;
+            let first_row = block.panel.first_row + n * S::WIDTH;
+            let bias = match self.bias {
+                Some(bias) if block.is_last && whole => S::load(bias.as_ptr().add(first_row)),
+                Some(bias) if block.is_last => S::load_first(bias.as_ptr().add(first_row), last),
+                _ => S::splat(0.0),
+            };
+            for r in 0..R {
+                let to = out.add(r * outputs + n * S::WIDTH);
+                let sum = if block.is_last { S::add(acc[r][n], bias) } else { acc[r][n] };
+                if whole { S::store(to, sum) } else { S::store_first(to, sum, last) }
+            }
+        }
+        R
+    }
+}
+
+/// Part of a panel, ready to be multiplied.
+struct Block {
+    panel: Panel,
+    k: usize,
+    depth: usize,
+    w: *const u8,
+    is_last: bool,
+}

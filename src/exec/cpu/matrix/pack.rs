@@ -1,0 +1,78 @@
+//! From a checkpoint's rows to panels.
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::super::isa::Isa;
+use super::super::memory::{Pages, Shared};
+use super::{Format, Layout, Packed, Panel, format_of};
+use crate::model::weights::{Dtype, Tensor};
+
+/// Packs the rows of `parts`, stacked.
+pub(super) fn pack(isa: Isa, parts: &[Tensor]) -> Packed {
+    let format = format_of(parts);
+    let cols = parts[0].shape.last().copied().unwrap_or(0);
+    let mut first_rows = Vec::with_capacity(parts.len());
+    let mut rows = 0;
+    for tensor in parts {
+        assert_eq!(tensor.shape.len(), 2, "{} is no matrix: shape {:?}", tensor.name, tensor.shape);
+        assert_eq!(tensor.shape[1], cols, "{} and {} differ in width", tensor.name, parts[0].name);
+        first_rows.push(rows);
+        rows += tensor.shape[0];
+    }
+    let layout = Layout::new(isa, format, rows, cols);
+    let mut bytes = Pages::new(layout.bytes());
+    let to = Shared::new(bytes.as_bytes_mut());
+    (0..layout.num_panels()).into_par_iter().for_each_init(
+        || vec![0.0; cols],
+        |values, index| {
+            let panel = layout.panel(index);
+            let range = layout.panel_bytes(panel);
+            // SAFETY: panels do not overlap, and each is packed once.
+            let to = unsafe { to.slice(range.start, range.len()) };
+            for lane in 0..panel.num_rows {
+                let row = panel.first_row + lane;
+                let part = first_rows.partition_point(|first| *first <= row) - 1;
+                read_row(&parts[part], row - first_rows[part], values);
+                write_lane(&layout, panel, lane, values, to);
+            }
+        },
+    );
+    parts.iter().for_each(Tensor::release);
+    Packed { layout, bytes }
+}
+
+/// One row as float32, exactly.
+fn read_row(tensor: &Tensor, row: usize, to: &mut [f32]) {
+    let row_bytes = to.len() * tensor.dtype.bytes();
+    let bytes = &tensor.data()[row * row_bytes..][..row_bytes];
+    match tensor.dtype {
+        Dtype::F32 => read(bytes, to, f32::from_le_bytes),
+        Dtype::F16 => read(bytes, to, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::Bf16 => read(bytes, to, |b| bf16::from_le_bytes(b).to_f32()),
+    }
+}
+
+fn read<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    bytes.as_chunks().0.iter().zip(to).for_each(|(bytes, x)| *x = value(*bytes));
+}
+
+fn write_lane(layout: &Layout, panel: Panel, lane: usize, values: &[f32], to: &mut [u8]) {
+    match layout.format {
+        Format::F32 => scatter(layout, panel, lane, values, to, f32::to_ne_bytes),
+        Format::F16 => scatter(layout, panel, lane, values, to, |x| f16::from_f32(x).to_ne_bytes()),
+        Format::Bf16 => scatter(layout, panel, lane, values, to, |x| bf16::from_f32(x).to_ne_bytes()),
+    }
+}
+
+fn scatter<const N: usize>(
+    layout: &Layout,
+    panel: Panel,
+    lane: usize,
+    values: &[f32],
+    to: &mut [u8],
+    element: impl Fn(f32) -> [u8; N],
+) {
+    let (to, _) = to.as_chunks_mut();
+    values.iter().enumerate().for_each(|(k, &x)| to[layout.element(panel, lane, k)] = element(x));
+}
