@@ -7,8 +7,10 @@ use super::cores;
 use super::memory::{self, Demand, TooLittle};
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
-use crate::base::config::{Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults};
-use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Isa};
+use crate::base::config::{
+    Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Weights as WeightsChoice,
+};
+use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
@@ -95,14 +97,18 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
     // As asked for, or the model's own: the spec is made for one.
     let max_model_len = source.spec.max_positions;
-    let (isa, compute) = (isa(config), compute(config));
+    let (isa, compute, weights) = (isa(config), compute(config), weights(config));
     let dtype = kv_dtype(config, &source);
     let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
 
     let lanes = config.engine.lanes;
     let threads = threads(config);
-    let options =
-        |lane: usize| CpuOptions { threads: threads / lanes + usize::from(lane < threads % lanes), isa, compute };
+    let options = |lane: usize| CpuOptions {
+        threads: threads / lanes + usize::from(lane < threads % lanes),
+        isa,
+        compute,
+        weights,
+    };
     let mut first = CpuOps::new(options(0))?;
     let mut on_load = |done, total| progress("loading weights", done, total);
     let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
@@ -149,6 +155,18 @@ fn compute(config: &Config) -> Compute {
     match config.engine.compute {
         ComputeChoice::F32 => Compute::F32,
         ComputeChoice::Bf16 => Compute::Bf16,
+        ComputeChoice::Int8 => Compute::Int8,
+    }
+}
+
+fn weights(config: &Config) -> Option<Format> {
+    match config.engine.weights {
+        WeightsChoice::Auto => None,
+        WeightsChoice::F32 => Some(Format::F32),
+        WeightsChoice::F16 => Some(Format::F16),
+        WeightsChoice::Bf16 => Some(Format::Bf16),
+        WeightsChoice::Int8 => Some(Format::Int8),
+        WeightsChoice::Int4 => Some(Format::Int4),
     }
 }
 

@@ -82,7 +82,10 @@ pub struct ModelArgs {
     /// Compute threads over all lanes [engine.threads]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
-    /// How to multiply: f32 or bf16 [engine.compute]
+    /// What weights are stored as: auto, f32, f16, bf16, int8 or int4 [engine.weights]
+    #[arg(long, value_name = "FORMAT")]
+    pub weights: Option<String>,
+    /// What activations are rounded to: f32, bf16 or int8 [engine.compute]
     #[arg(long, value_name = "FORMAT")]
     pub compute: Option<String>,
     /// KV cache, as 2GiB [kv.memory]

@@ -28,6 +28,7 @@ impl ModelArgs {
             flag("--max-model-len", "model.max_model_len", &self.max_model_len),
             flag("--lanes", "engine.lanes", &self.lanes),
             flag("--threads", "engine.threads", &self.threads),
+            flag("--weights", "engine.weights", &self.weights),
             flag("--compute", "engine.compute", &self.compute),
             flag("--kv-memory", "kv.memory", &self.kv_memory),
         ]

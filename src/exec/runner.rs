@@ -5,7 +5,10 @@
 //! Invariant: what a sequence gets depends on its own rows only; a failed step leaves nothing behind but K and V in
 //! slots that the plan named, which a retry overwrites.
 
+use std::cell::RefCell;
 use std::time::Instant;
+
+use rayon::prelude::*;
 
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
 use crate::model::decoder::Decoder;
@@ -20,9 +23,13 @@ pub struct ModelExecutor<O: Ops> {
     ops: O,
     decoder: Decoder<O>,
     batch: Batch,
-    scratch: Scratch,
-    /// The logits of one draw, which the sampler changes in place.
-    row: Vec<f32>,
+}
+
+/// Logits of a step under which waking threads costs more than it gains.
+const MIN_PARALLEL_LOGITS: usize = 64 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Bytes of one KV block over all layers, K and V.
@@ -37,7 +44,7 @@ impl<O: Ops> ModelExecutor<O> {
         ops.allocate_kv(spec, dtype, num_blocks);
         let kv_bytes = num_blocks * kv_block_bytes(spec, dtype);
         let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
-        Self { info, ops, decoder, batch: Batch::default(), scratch: Scratch::default(), row: Vec::new() }
+        Self { info, ops, decoder, batch: Batch::default() }
     }
 
     /// Token ids and lengths come from clients in the end: they are checked in release builds too.
@@ -80,19 +87,12 @@ where
         if !plan.copies.is_empty() {
             self.ops.copy_blocks(&plan.copies);
         }
-        let mut rows = Vec::with_capacity(plan.rows.len());
+        let mut rows = Vec::new();
         if !plan.rows.is_empty() {
             fill(&mut self.batch, plan);
             debug_assert!(are_distinct(&self.batch.slots), "two rows of a step share a slot");
             let logits = self.decoder.forward(&mut self.ops, &self.batch);
-            let mut draw = Draw {
-                logits: logits.chunks_exact(self.info.vocab_size),
-                row: &mut self.row,
-                scratch: &mut self.scratch,
-            };
-            for sequence in &plan.rows {
-                rows.push(draw.sequence(sequence)?);
-            }
+            rows = draw(plan, logits, self.info.vocab_size)?;
         }
         Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
     }
@@ -124,10 +124,16 @@ fn fill(batch: &mut Batch, plan: &StepPlan) {
         let block = BLOCK_TOKENS as u32;
         slots.extend((rows.start..end).map(|p| table[(p / block) as usize] * block + p % block));
         tables.extend_from_slice(table);
-        let first = if rows.prompt_logprobs.is_some() { 0 } else { num_rows - 1 };
         let end = if needs_last_row(rows) { num_rows } else { num_rows - 1 };
+        let first = end - num_logit_rows(rows) as u32;
         logit_rows.extend((first..end).map(|i| row_start + i));
     }
+}
+
+/// The last row's where something is drawn, and those of all rows before it where their tokens are scored.
+fn num_logit_rows(rows: &SeqRows) -> usize {
+    let before = if rows.prompt_logprobs.is_some() { rows.tokens.len() - 1 } else { 0 };
+    before + usize::from(needs_last_row(rows))
 }
 
 fn needs_last_row(rows: &SeqRows) -> bool {
@@ -140,51 +146,61 @@ fn are_distinct(slots: &[u32]) -> bool {
     sorted.windows(2).all(|pair| pair[0] != pair[1])
 }
 
-/// Takes the logits of a step row by row, in the order in which [`fill`] asked for them.
-struct Draw<'a> {
-    logits: std::slice::ChunksExact<'a, f32>,
-    row: &'a mut Vec<f32>,
-    scratch: &'a mut Scratch,
+/// Draws for every sequence of the plan from a step's logits, which lie in the order in which [`fill`] asked for them.
+fn draw(plan: &StepPlan, logits: &[f32], vocab_size: usize) -> Result<Vec<SeqOutput>, ExecError> {
+    let mut rest = logits;
+    let draws = plan.rows.iter().map(|rows| {
+        let (logits, later) = rest.split_at(num_logit_rows(rows) * vocab_size);
+        rest = later;
+        Draw { rows, logits: logits.chunks_exact(vocab_size) }
+    });
+    let draws: Vec<_> = draws.collect();
+    let run = |draw: Draw| SCRATCH.with_borrow_mut(|scratch| draw.run(scratch));
+    if draws.len() < 2 || logits.len() < MIN_PARALLEL_LOGITS {
+        return draws.into_iter().map(run).collect();
+    }
+    draws.into_par_iter().map(run).collect()
 }
 
-impl Draw<'_> {
-    fn sequence(&mut self, rows: &SeqRows) -> Result<SeqOutput, ExecError> {
+/// Logits of one sequence, and what to do with them.
+struct Draw<'a> {
+    rows: &'a SeqRows,
+    logits: std::slice::ChunksExact<'a, f32>,
+}
+
+impl<'a> Draw<'a> {
+    fn run(mut self, scratch: &mut Scratch) -> Result<SeqOutput, ExecError> {
+        let rows = self.rows;
         let mut output =
             SeqOutput { seq: rows.seq, sampled: Vec::with_capacity(rows.samples.len()), prompt_logprobs: Vec::new() };
         if let Some(prompt) = rows.prompt_logprobs {
             for token in &rows.tokens[1..] {
-                let logits = self.next(rows)?;
+                let logits = self.next()?;
                 output.prompt_logprobs.push(sample::token_logprobs(logits, *token, prompt.top.into()));
             }
         }
         if !needs_last_row(rows) {
             return Ok(output);
         }
-        let last = self.next(rows)?;
+        let last = self.next()?;
         if let Some(prompt) = rows.prompt_logprobs
             && let Some(token) = prompt.next
         {
             output.prompt_logprobs.push(sample::token_logprobs(last, token, prompt.top.into()));
         }
-        for spec in &rows.samples {
-            self.row.clear();
-            self.row.extend_from_slice(last);
-            output.sampled.push(sample::sample(self.row, spec, self.scratch));
-        }
+        output.sampled.extend(rows.samples.iter().map(|spec| sample::sample(last, spec, scratch)));
         Ok(output)
     }
-}
 
-impl<'a> Draw<'a> {
     /// Logits that are not numbers mean broken weights or a broken kernel; a token drawn from them would hide it.
-    fn next(&mut self, rows: &SeqRows) -> Result<&'a [f32], ExecError> {
+    fn next(&mut self) -> Result<&'a [f32], ExecError> {
         let logits = self.logits.next().expect("one row of logits for each one asked for");
-        match logits.iter().position(|x| x.is_nan()) {
-            None => Ok(logits),
-            Some(token) => {
-                let message = format!("the logit of token {token} of sequence {} is not a number", rows.seq.0);
-                Err(ExecError::Failed(message))
-            }
+        // Without a way out early, so that it vectorises.
+        if !logits.iter().fold(false, |any, x| any | x.is_nan()) {
+            return Ok(logits);
         }
+        let token = logits.iter().position(|x| x.is_nan()).unwrap_or(0);
+        let message = format!("the logit of token {token} of sequence {} is not a number", self.rows.seq.0);
+        Err(ExecError::Failed(message))
     }
 }

@@ -29,6 +29,11 @@ impl Seen {
     }
 }
 
+/// Most requests ask for none of it; their logits need no copy.
+pub(super) fn changes_nothing(spec: &SampleSpec) -> bool {
+    spec.history.is_none() && spec.params.logit_bias.is_empty() && spec.banned.is_empty()
+}
+
 pub(super) fn adjust(logits: &mut [f32], spec: &SampleSpec, seen: &mut Seen) {
     if let Some(history) = &spec.history {
         seen.table.resize(logits.len().max(seen.table.len()), 0);

@@ -1,4 +1,4 @@
-//! From logits to a token: pure functions over `&mut [f32]`.
+//! From logits to a token: pure functions over `&[f32]`.
 //!
 //! Owns the order of the steps and the random numbers. Never knows about sequences, devices or text.
 //!
@@ -35,24 +35,28 @@ use crate::model::TokenId;
 pub struct Scratch {
     adjust: adjust::Seen,
     draw: draw::Candidates,
-    raw: Vec<f32>,
+    /// Logits after penalties, bias and bans.
+    adjusted: Vec<f32>,
 }
 
-/// Draws one token from `logits` (`[vocab]`, which penalties, bias and bans may change in place).
-pub fn sample(logits: &mut [f32], spec: &SampleSpec, scratch: &mut Scratch) -> Sampled {
+/// Draws one token from `raw` logits (`[vocab]`).
+pub fn sample(raw: &[f32], spec: &SampleSpec, scratch: &mut Scratch) -> Sampled {
     let params = &*spec.params;
-    scratch.raw.clear();
-    if params.logprobs.is_some() {
-        scratch.raw.extend_from_slice(logits);
-    }
-    adjust::adjust(logits, spec, &mut scratch.adjust);
+    let logits = if adjust::changes_nothing(spec) {
+        raw
+    } else {
+        scratch.adjusted.clear();
+        scratch.adjusted.extend_from_slice(raw);
+        adjust::adjust(&mut scratch.adjusted, spec, &mut scratch.adjust);
+        &scratch.adjusted
+    };
     let token = if params.temperature > 0.0 {
         let u = uniform(params.seed, spec.choice, spec.index);
         draw::draw(logits, params, u, &mut scratch.draw)
     } else {
         argmax(logits).0
     };
-    let logprobs = params.logprobs.map(|top| token_logprobs(&scratch.raw, token, top as usize));
+    let logprobs = params.logprobs.map(|top| token_logprobs(raw, token, top as usize));
     Sampled { token, logprobs }
 }
 

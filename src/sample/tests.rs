@@ -15,7 +15,7 @@ fn with_history(params: SamplingParams, prompt: &[TokenId], output: &[TokenId]) 
 }
 
 fn run(logits: &[f32], spec: &SampleSpec) -> Sampled {
-    sample(&mut logits.to_vec(), spec, &mut Scratch::default())
+    sample(logits, spec, &mut Scratch::default())
 }
 
 fn greedy() -> SamplingParams {
@@ -93,7 +93,7 @@ fn frequencies_follow_the_distribution() {
     let mut scratch = Scratch::default();
     for index in 0..n {
         let spec = SampleSpec { params: params.clone(), choice: index % 4, index, history: None, banned: Arc::new([]) };
-        counts[sample(&mut logits.clone(), &spec, &mut scratch).token as usize] += 1.0;
+        counts[sample(&logits, &spec, &mut scratch).token as usize] += 1.0;
     }
     let chi2: f64 = probabilities
         .iter()
@@ -124,7 +124,7 @@ fn penalties_by_hand() {
     let logits = [2.0, -2.0, 5.0, 1.0];
     let penalised = |params: SamplingParams| {
         let mut out = logits.to_vec();
-        sample(&mut out, &with_history(params, &[0, 1, 1, 99], &[2, 2, 0]), &mut Scratch::default());
+        adjust::adjust(&mut out, &with_history(params, &[0, 1, 1, 99], &[2, 2, 0]), &mut adjust::Seen::default());
         out
     };
     let repetition = SamplingParams { repetition_penalty: 2.0, ..greedy() };
@@ -163,7 +163,7 @@ fn scratch_carries_nothing_over() {
     let long: Vec<f32> = (0..500).map(|i| ((i * 37) % 101) as f32 / 20.0).collect();
     for (len, index) in [(500, 0), (20, 1), (500, 2), (3, 3)] {
         let spec = SampleSpec { index, ..with_history(params.clone(), &[1, 2, 450], &[2, 400, 2]) };
-        let reused = sample(&mut long[..len].to_vec(), &spec, &mut scratch);
+        let reused = sample(&long[..len], &spec, &mut scratch);
         assert_eq!(reused, run(&long[..len], &spec));
     }
 }
@@ -227,7 +227,7 @@ proptest! {
             }
         }).collect();
         let mut out = logits.clone();
-        sample(&mut out, &with_history(params, &prompt, &output), &mut Scratch::default());
+        adjust::adjust(&mut out, &with_history(params, &prompt, &output), &mut adjust::Seen::default());
         for (a, b) in out.iter().zip(&expected) {
             prop_assert!((a - b).abs() < 1e-4, "{a} is not {b}");
         }
@@ -272,7 +272,8 @@ proptest! {
         };
         let spec = SampleSpec { banned: Arc::new([3]), ..with_history(params, &[1], &output) };
         let mut adjusted = logits.clone();
-        let sampled = sample(&mut adjusted, &spec, &mut Scratch::default());
+        adjust::adjust(&mut adjusted, &spec, &mut adjust::Seen::default());
+        let sampled = sample(&logits, &spec, &mut Scratch::default());
         prop_assert!((sampled.token as usize) < logits.len());
         let possible = |x: f32| x > f32::NEG_INFINITY;
         prop_assert!(possible(adjusted[sampled.token as usize]) || !adjusted.iter().any(|&x| possible(x)));

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults};
+use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults, Weights};
 use super::value::{Allowed, Value};
 
 /// One key.
@@ -42,7 +42,13 @@ pub const KEYS: &[Key] = &[
     key("engine.isa", |c, v| put(&mut c.engine.isa, v.word(&[
         ("auto", Isa::Auto), ("avx512dot", Isa::Avx512Dot), ("avx512", Isa::Avx512), ("avx2", Isa::Avx2), ("scalar", Isa::Scalar),
     ]))),
-    key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[("f32", Compute::F32), ("bf16", Compute::Bf16)]))),
+    key("engine.weights", |c, v| put(&mut c.engine.weights, v.word(&[
+        ("auto", Weights::Auto), ("f32", Weights::F32), ("f16", Weights::F16), ("bf16", Weights::Bf16),
+        ("int8", Weights::Int8), ("int4", Weights::Int4),
+    ]))),
+    key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[
+        ("f32", Compute::F32), ("bf16", Compute::Bf16), ("int8", Compute::Int8),
+    ]))),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, v.number(0.0, 0.95))),

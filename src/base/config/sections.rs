@@ -130,6 +130,7 @@ pub struct Engine {
     /// Compute threads over all lanes; by default the physical cores.
     pub threads: Option<usize>,
     pub isa: Isa,
+    pub weights: Weights,
     pub compute: Compute,
     /// A step that runs longer than this makes the server not ready, until it ends.
     pub max_step_s: u64,
@@ -137,7 +138,7 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { lanes: 1, threads: None, isa: Isa::Auto, compute: Compute::F32, max_step_s: 30 }
+        Self { lanes: 1, threads: None, isa: Isa::Auto, weights: Weights::Auto, compute: Compute::F32, max_step_s: 30 }
     }
 }
 
@@ -161,6 +162,23 @@ pub enum Compute {
     F32,
     /// bfloat16 where the weights are bfloat16 and the CPU has the instruction.
     Bf16,
+    /// Eight bits in groups where the weights are quantised.
+    Int8,
+}
+
+/// What weight matrices are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// As the checkpoint has them.
+    Auto,
+    F32,
+    F16,
+    Bf16,
+    /// In groups of 32 with a scale: 8.5 bits a weight.
+    Int8,
+    /// The same with 4.5 bits.
+    Int4,
 }
 
 /// KV cache.

@@ -30,7 +30,7 @@ use self::gemm::{Multiplier, Product};
 pub use self::isa::Isa;
 use self::kv::KvCache;
 pub use self::kv::kv_bytes_per_block;
-pub use self::matrix::CpuMatrix;
+pub use self::matrix::{CpuMatrix, Format};
 use self::moe::{Experts, MoeBuffers};
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
@@ -50,6 +50,8 @@ pub struct CpuOptions {
     /// `None`: the best that the machine has.
     pub isa: Option<Isa>,
     pub compute: Compute,
+    /// `None`: as the checkpoint has them.
+    pub weights: Option<Format>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,7 @@ pub struct CpuOps {
     pool: Pool,
     kv: Option<KvCache>,
     multiplier: Multiplier,
+    weights: Option<Format>,
     moe: MoeBuffers,
 }
 
@@ -87,13 +90,14 @@ impl CpuOps {
         };
         let pool = Pool::new(threads).map_err(|e| CpuError::NoThreads(threads, e))?;
         let multiplier = Multiplier::new(isa, options.compute);
-        Ok(CpuOps { isa, pool, kv: None, multiplier, moe: MoeBuffers::default() })
+        Ok(CpuOps { isa, pool, kv: None, multiplier, weights: options.weights, moe: MoeBuffers::default() })
     }
 
     /// Another executor of the same level with threads and KV memory of its own. Matrices, vectors and rope tables
     /// that either has loaded serve both: clone them.
     pub fn fork(&self, threads: usize) -> Result<CpuOps, CpuError> {
-        CpuOps::new(CpuOptions { threads, isa: Some(self.isa), compute: self.multiplier.compute })
+        let compute = self.multiplier.compute;
+        CpuOps::new(CpuOptions { threads, isa: Some(self.isa), compute, weights: self.weights })
     }
 
     pub fn isa(&self) -> Isa {
@@ -123,7 +127,7 @@ impl Ops for CpuOps {
     type Rope = CpuRope;
 
     fn load_matrix(&mut self, parts: &[Tensor]) -> CpuMatrix {
-        CpuMatrix::new(self.isa, parts)
+        CpuMatrix::new(self.isa, parts, self.weights)
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Arc<[f32]> {

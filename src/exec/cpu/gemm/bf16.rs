@@ -10,7 +10,9 @@ use super::Method;
 pub struct Bf16Dot;
 
 impl Method for Bf16Dot {
-    const X_BYTES: usize = 2;
+    fn x_bytes(k: usize) -> usize {
+        2 * k
+    }
 
     fn depth(_: usize, _: usize) -> usize {
         // Four vectors of sixteen pairs make 32 KiB.

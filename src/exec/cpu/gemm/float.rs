@@ -11,7 +11,9 @@ use super::{MAX_BLOCK_VALUES, Method};
 pub struct Float<E>(PhantomData<E>);
 
 impl<E: Element> Method for Float<E> {
-    const X_BYTES: usize = 4;
+    fn x_bytes(k: usize) -> usize {
+        4 * k
+    }
 
     fn depth(width: usize, vectors: usize) -> usize {
         // Even, as bfloat16 wants it, and a quarter of a small first-level cache on AVX2.
@@ -52,18 +54,30 @@ impl<E: Element> Method for Float<E> {
         w: *const u8,
         depth: usize,
     ) {
-        let (x, w): (*const f32, *const f32) = (x.cast(), w.cast());
-        let stride = stride / 4;
-        for k in 0..depth {
-            let mut weights = [S::splat(0.0); N];
+        add_f32::<S, R, N>(acc, x, stride, w, depth);
+    }
+}
+
+/// [`Method::add`] for float32 activations and widened weights.
+#[inline(always)]
+pub unsafe fn add_f32<S: Simd, const R: usize, const N: usize>(
+    acc: &mut [[S::F; N]; R],
+    x: *const u8,
+    stride: usize,
+    w: *const u8,
+    depth: usize,
+) {
+    let (x, w): (*const f32, *const f32) = (x.cast(), w.cast());
+    let stride = stride / 4;
+    for k in 0..depth {
+        let mut weights = [S::splat(0.0); N];
+        for n in 0..N {
+            weights[n] = S::load(w.add((k * N + n) * S::WIDTH));
+        }
+        for r in 0..R {
+            let x = S::splat(*x.add(r * stride + k));
             for n in 0..N {
-                weights[n] = S::load(w.add((k * N + n) * S::WIDTH));
-            }
-            for r in 0..R {
-                let x = S::splat(*x.add(r * stride + k));
-                for n in 0..N {
-                    acc[r][n] = S::fma(x, weights[n], acc[r][n]);
-                }
+                acc[r][n] = S::fma(x, weights[n], acc[r][n]);
             }
         }
     }

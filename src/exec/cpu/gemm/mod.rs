@@ -11,15 +11,17 @@
 
 mod bf16;
 mod float;
+mod int8;
 
 use std::fmt;
 use std::ops::Range;
 
 use self::bf16::Bf16Dot;
 use self::float::Float;
+use self::int8::{Dequantised, Int8Dot};
 use super::isa::element::{Bf16, F16, F32};
 use super::isa::{Isa, Kernel, Simd};
-use super::matrix::{CpuMatrix, Format, Layout, Panel};
+use super::matrix::{CpuMatrix, Format, Int4, Int4Min, Int8, Layout, Panel};
 use super::memory::{Scratch, Shared};
 use super::pool::Pool;
 
@@ -43,6 +45,19 @@ pub enum Compute {
     F32,
     /// bfloat16 where the weights are bfloat16 and the level has its dot instruction, else float32.
     Bf16,
+    /// Eight bits in groups where the weights are quantised, else float32.
+    Int8,
+}
+
+impl Compute {
+    /// What becomes of the activations before weights of this format.
+    fn rounding(self, isa: Isa, format: Format) -> Compute {
+        match (self, format) {
+            (Compute::Bf16, Format::Bf16) if isa.has_dot() => Compute::Bf16,
+            (Compute::Int8, Format::Int8 | Format::Int4 | Format::Int4Min) => Compute::Int8,
+            _ => Compute::F32,
+        }
+    }
 }
 
 impl fmt::Display for Compute {
@@ -50,6 +65,7 @@ impl fmt::Display for Compute {
         f.write_str(match self {
             Compute::F32 => "f32",
             Compute::Bf16 => "bf16",
+            Compute::Int8 => "int8",
         })
     }
 }
@@ -89,10 +105,11 @@ impl Multiplier {
         if rows == 0 || outputs == 0 {
             return;
         }
-        let rounds = self.compute == Compute::Bf16 && layout.format == Format::Bf16 && self.isa.has_dot();
-        let (x, stride): (&[u8], usize) = match rounds {
-            true => bf16::round(self.isa, pool, x, k, &mut self.scratch),
-            false => (bytemuck::cast_slice(x), 4 * k),
+        let rounding = self.compute.rounding(self.isa, layout.format);
+        let (x, stride): (&[u8], usize) = match rounding {
+            Compute::F32 => (bytemuck::cast_slice(x), 4 * k),
+            Compute::Bf16 => bf16::round(self.isa, pool, x, k, &mut self.scratch),
+            Compute::Int8 => int8::quantise(self.isa, pool, x, k, &mut self.scratch),
         };
         let out = Shared::new(out);
         let cut = Cut::new(layout, rows, stride, pool.threads());
@@ -102,7 +119,7 @@ impl Multiplier {
             let kernel = Tile {
                 layout: *layout,
                 weights: weights.as_ptr(),
-                rounds,
+                rounding,
                 x: x[rows.start * stride..].as_ptr(),
                 stride,
                 bias,
@@ -163,7 +180,7 @@ impl Cut {
 struct Tile<'a> {
     layout: Layout,
     weights: *const u8,
-    rounds: bool,
+    rounding: Compute,
     x: *const u8,
     stride: usize,
     bias: Option<&'a [f32]>,
@@ -176,8 +193,8 @@ struct Tile<'a> {
 trait Method {
     /// `k` of a block for vectors of `width` lanes, `vectors` of them; a multiple of the format's depth step.
     fn depth(width: usize, vectors: usize) -> usize;
-    /// Bytes of an activation.
-    const X_BYTES: usize;
+    /// Bytes of the activations up to `k`.
+    fn x_bytes(k: usize) -> usize;
     /// Makes a block of `depth` (of the layout's, padding included) ready for [`Method::add`]: `scratch` or the weights
     /// themselves.
     unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const u8;
@@ -198,11 +215,17 @@ struct BlockValues([std::mem::MaybeUninit<f32>; MAX_BLOCK_VALUES]);
 impl Kernel for Tile<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        match self.layout.format {
-            Format::Bf16 if self.rounds => self.sweep::<S, Bf16Dot>(),
-            Format::Bf16 => self.sweep::<S, Float<Bf16>>(),
-            Format::F16 => self.sweep::<S, Float<F16>>(),
-            Format::F32 => self.sweep::<S, Float<F32>>(),
+        match (self.rounding, self.layout.format) {
+            (Compute::Bf16, _) => self.sweep::<S, Bf16Dot>(),
+            (Compute::Int8, Format::Int8) => self.sweep::<S, Int8Dot<Int8>>(),
+            (Compute::Int8, Format::Int4) => self.sweep::<S, Int8Dot<Int4>>(),
+            (Compute::Int8, _) => self.sweep::<S, Int8Dot<Int4Min>>(),
+            (_, Format::Bf16) => self.sweep::<S, Float<Bf16>>(),
+            (_, Format::F16) => self.sweep::<S, Float<F16>>(),
+            (_, Format::F32) => self.sweep::<S, Float<F32>>(),
+            (_, Format::Int8) => self.sweep::<S, Dequantised<Int8>>(),
+            (_, Format::Int4) => self.sweep::<S, Dequantised<Int4>>(),
+            (_, Format::Int4Min) => self.sweep::<S, Dequantised<Int4Min>>(),
         }
     }
 }
@@ -224,13 +247,12 @@ impl Tile<'_> {
 
     #[inline(always)]
     unsafe fn panel<S: Simd, M: Method, const N: usize>(&self, panel: Panel, scratch: *mut f32) {
-        let k_bytes = N * S::WIDTH * self.layout.format.bytes();
         let (cols, depth, most) = (self.layout.cols, self.layout.depth(), M::depth(S::WIDTH, N));
         let weights = self.weights.add(panel.offset);
         let mut k = 0;
         while k < depth {
             let n = most.min(depth - k);
-            let w = M::prepare::<S, N>(weights.add(k * k_bytes), n, scratch);
+            let w = M::prepare::<S, N>(weights.add(N * S::WIDTH * self.layout.lane_bytes(k)), n, scratch);
             let block = Block { panel, k, depth: n.min(cols - k), w, is_last: k + n == depth };
             let mut row = 0;
             while row < self.rows {
@@ -262,7 +284,7 @@ impl Tile<'_> {
                 }
             }
         }
-        let x = self.x.add(row * self.stride + block.k * M::X_BYTES);
+        let x = self.x.add(row * self.stride + M::x_bytes(block.k));
         M::add::<S, R, N>(&mut acc, x, self.stride, block.w, block.depth);
         for n in 0..N {
             let whole = n + 1 < N || last == S::WIDTH;

@@ -119,4 +119,35 @@ impl Simd for Avx2 {
     unsafe fn dot_bf16(_: __m256, _: __m256i, _: __m256i) -> __m256 {
         unreachable!("{NO_DOT}")
     }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> __m256i {
+        _mm256_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn from_i32(v: __m256i) -> __m256 {
+        _mm256_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // Sums of two products with a whole unsigned byte may leave 16 bits: even and odd bytes apart.
+        let low = _mm256_set1_epi16(0xff);
+        let even = _mm256_madd_epi16(_mm256_and_si256(w, low), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)));
+        let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(x));
+        _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+    }
+    #[inline(always)]
+    unsafe fn dot_u4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        let pairs = _mm256_maddubs_epi16(w, x);
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(v: __m256i) -> (__m256i, __m256i) {
+        let mask = _mm256_set1_epi8(15);
+        (_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask))
+    }
+    #[inline(always)]
+    unsafe fn byte_to_f32<const BITS: u32>(v: __m256i) -> __m256 {
+        let byte = _mm256_srl_epi32(v, _mm_cvtsi32_si128(BITS as i32));
+        _mm256_cvtepi32_ps(_mm256_and_si256(byte, _mm256_set1_epi32(0xff)))
+    }
 }

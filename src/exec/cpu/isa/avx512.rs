@@ -133,6 +133,46 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     }
 
     #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> __m512i {
+        _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn from_i32(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        if DOT {
+            return _mm512_dpbusd_epi32(acc, w, x);
+        }
+        // Sums of two products with a whole unsigned byte may leave 16 bits: even and odd bytes apart.
+        let low = _mm512_set1_epi16(0xff);
+        let even = _mm512_madd_epi16(_mm512_and_si512(w, low), _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)));
+        let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(w), _mm512_srai_epi16::<8>(x));
+        _mm512_add_epi32(acc, _mm512_add_epi32(even, odd))
+    }
+    #[inline(always)]
+    unsafe fn dot_u4(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        if DOT {
+            return _mm512_dpbusd_epi32(acc, w, x);
+        }
+        let pairs = _mm512_maddubs_epi16(w, x);
+        _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(v: __m512i) -> (__m512i, __m512i) {
+        let mask = _mm512_set1_epi8(15);
+        (_mm512_and_si512(v, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask))
+    }
+    #[inline(always)]
+    unsafe fn byte_to_f32<const BITS: u32>(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_and_si512(
+            _mm512_srl_epi32(v, _mm_cvtsi32_si128(BITS as i32)),
+            _mm512_set1_epi32(0xff),
+        ))
+    }
+
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
         _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p)
     }

@@ -172,7 +172,7 @@ pub trait Simd: Copy {
     /// Vector registers of the level; decides the register block of the matrix kernels.
     const NUM_REGISTERS: usize;
     type F: Copy;
-    /// `WIDTH` 32-bit lanes that hold pairs of bfloat16.
+    /// `WIDTH` lanes of 32 bits: an integer, a pair of bfloat16, or four bytes.
     type I: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
@@ -220,6 +220,18 @@ pub trait Simd: Copy {
     /// In each lane `acc` plus the products of two pairs of bfloat16; the products are exact, subnormals count as zero.
     /// Only at levels with [`Isa::has_dot`].
     unsafe fn dot_bf16(acc: Self::F, w: Self::I, x: Self::I) -> Self::F;
+
+    unsafe fn splat_i32(x: i32) -> Self::I;
+    /// Rounds where a number needs more than 24 bits.
+    unsafe fn from_i32(v: Self::I) -> Self::F;
+    /// In each lane `acc` plus the products of four unsigned bytes with four signed ones (-127..=127), exactly.
+    unsafe fn dot_u8(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// The same where the unsigned ones are below 16.
+    unsafe fn dot_u4(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// The low and the high four bits of every byte.
+    unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I);
+    /// Byte `BITS / 8` of every lane, as a number.
+    unsafe fn byte_to_f32<const BITS: u32>(v: Self::I) -> Self::F;
 
     /// Reads `n < WIDTH` values; the other lanes are zero.
     #[inline(always)]

@@ -131,4 +131,34 @@ impl Simd for Scalar {
     unsafe fn dot_bf16(_: Self::F, _: Self::I, _: Self::I) -> Self::F {
         unreachable!("{NO_DOT}")
     }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        [x as u32; LANES]
+    }
+    #[inline(always)]
+    unsafe fn from_i32(v: Self::I) -> Self::F {
+        each(|i| v[i] as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(mut acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        for i in 0..LANES {
+            for byte in 0..4 {
+                let (w, x) = ((w[i] >> (8 * byte)) as u8, (x[i] >> (8 * byte)) as i8);
+                acc[i] = acc[i].wrapping_add((i32::from(w) * i32::from(x)) as u32);
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn dot_u4(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        Self::dot_u8(acc, w, x)
+    }
+    #[inline(always)]
+    unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I) {
+        (v.map(|x| x & 0x0f0f_0f0f), v.map(|x| x >> 4 & 0x0f0f_0f0f))
+    }
+    #[inline(always)]
+    unsafe fn byte_to_f32<const BITS: u32>(v: Self::I) -> Self::F {
+        each(|i| (v[i] >> BITS & 0xff) as f32)
+    }
 }

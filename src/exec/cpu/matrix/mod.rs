@@ -7,12 +7,15 @@
 //! of memory. bfloat16 keeps two neighbouring `k` of an output together, as its dot instruction takes them. Outputs that
 //! fill no panel stand in panels of one vector, the last of them padded with zeros.
 
+mod group;
 mod pack;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
+
+pub use self::group::{GROUP, Int4, Int4Min, Int8, Quantised};
 
 use super::isa::Isa;
 use super::memory::Pages;
@@ -33,21 +36,32 @@ pub enum Format {
     F32,
     F16,
     Bf16,
+    /// Groups of [`GROUP`], 8.5 bits a weight.
+    Int8,
+    /// 4.5 bits.
+    Int4,
+    /// 5 bits.
+    Int4Min,
 }
 
 impl Format {
-    pub fn bytes(self) -> usize {
-        match self {
-            Format::F32 => 4,
-            Format::F16 | Format::Bf16 => 2,
-        }
-    }
-
     /// Neighbouring `k` of an output that stand together.
     pub fn depth_step(self) -> usize {
         match self {
             Format::F32 | Format::F16 => 1,
             Format::Bf16 => 2,
+            Format::Int8 | Format::Int4 | Format::Int4Min => GROUP,
+        }
+    }
+
+    /// Bytes of these.
+    fn step_bytes(self) -> usize {
+        match self {
+            Format::F32 | Format::Bf16 => 4,
+            Format::F16 => 2,
+            Format::Int8 => Int8::LANE_BYTES,
+            Format::Int4 => Int4::LANE_BYTES,
+            Format::Int4Min => Int4Min::LANE_BYTES,
         }
     }
 }
@@ -87,6 +101,11 @@ impl Layout {
         self.cols.next_multiple_of(self.format.depth_step())
     }
 
+    /// Bytes of a lane from its first `k` up to this one, a multiple of the format's step.
+    pub fn lane_bytes(&self, k: usize) -> usize {
+        k / self.format.depth_step() * self.format.step_bytes()
+    }
+
     /// Outputs of a whole panel.
     pub fn panel_rows(&self) -> usize {
         self.width * self.vectors
@@ -103,11 +122,11 @@ impl Layout {
             Some(narrow) => (whole * self.panel_rows() + narrow * self.width, 1),
         };
         let num_rows = (vectors * self.width).min(self.rows - first_row);
-        Panel { offset: first_row * self.depth() * self.format.bytes(), first_row, num_rows, vectors }
+        Panel { offset: first_row * self.lane_bytes(self.depth()), first_row, num_rows, vectors }
     }
 
     pub fn panel_bytes(&self, panel: Panel) -> Range<usize> {
-        panel.offset..panel.offset + panel.vectors * self.width * self.depth() * self.format.bytes()
+        panel.offset..panel.offset + panel.vectors * self.width * self.lane_bytes(self.depth())
     }
 
     fn bytes(&self) -> usize {
@@ -128,7 +147,7 @@ impl Layout {
         (panel, row - panel.first_row)
     }
 
-    /// Where `k` of a lane stands in its panel, in elements.
+    /// Where `k` of a lane of floating-point numbers stands in its panel, in elements.
     fn element(&self, panel: Panel, lane: usize, k: usize) -> usize {
         let step = self.format.depth_step();
         (k / step * panel.vectors * self.width + lane) * step + k % step
@@ -138,8 +157,10 @@ impl Layout {
 impl CpuMatrix {
     /// Stacks `parts` by rows and packs them for `isa`, on all cores. Panics where they are no matrices of one width (the
     /// decoder checks the shapes of the checkpoint first).
-    pub fn new(isa: Isa, parts: &[Tensor]) -> CpuMatrix {
-        CpuMatrix(Arc::new(pack::pack(isa, parts)))
+    ///
+    /// `format`: `None` as the parts have it.
+    pub fn new(isa: Isa, parts: &[Tensor], format: Option<Format>) -> CpuMatrix {
+        CpuMatrix(Arc::new(pack::pack(isa, parts, format.unwrap_or_else(|| format_of(parts)))))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -173,6 +194,9 @@ impl CpuMatrix {
             Format::F32 => gather(bytes, to, place, |b| f32::from_ne_bytes(b) * scale),
             Format::F16 => gather(bytes, to, place, |b| f16::from_ne_bytes(b).to_f32() * scale),
             Format::Bf16 => gather(bytes, to, place, |b| bf16::from_ne_bytes(b).to_f32() * scale),
+            Format::Int8 => gather_groups::<Int8>(layout, panel, lane, bytes, scale, to),
+            Format::Int4 => gather_groups::<Int4>(layout, panel, lane, bytes, scale, to),
+            Format::Int4Min => gather_groups::<Int4Min>(layout, panel, lane, bytes, scale, to),
         }
     }
 }
@@ -180,6 +204,13 @@ impl CpuMatrix {
 fn gather<const N: usize>(bytes: &[u8], to: &mut [f32], place: impl Fn(usize) -> usize, read: impl Fn([u8; N]) -> f32) {
     let (elements, _) = bytes.as_chunks();
     to.iter_mut().enumerate().for_each(|(k, x)| *x = read(elements[place(k)]));
+}
+
+fn gather_groups<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, bytes: &[u8], scale: f32, to: &mut [f32]) {
+    for (index, to) in to.chunks_mut(GROUP).enumerate() {
+        let group = group::get::<Q>(layout, panel, lane, index, bytes);
+        to.iter_mut().enumerate().for_each(|(k, x)| *x = group.value::<Q>(k) * scale);
+    }
 }
 
 /// The format in which weights of these dtypes stand in memory.
@@ -200,7 +231,7 @@ mod tests {
     #[test]
     fn panels_follow_each_other_and_every_output_has_its_place() {
         for isa in Isa::available() {
-            for format in [Format::F32, Format::F16, Format::Bf16] {
+            for format in [Format::F32, Format::F16, Format::Bf16, Format::Int8, Format::Int4Min] {
                 for rows in [1, 7, 8, 16, 17, 63, 64, 65, 130, 200] {
                     let layout = Layout::new(isa, format, rows, 9);
                     let (mut row, mut byte) = (0, 0);
@@ -214,10 +245,8 @@ mod tests {
                         byte = layout.panel_bytes(panel).end;
                     }
                     assert_eq!((row, byte), (rows, layout.bytes()), "{isa}");
-                    assert!(
-                        rows.next_multiple_of(layout.width) * 10 * format.bytes() >= byte,
-                        "{isa}: no more than a vector of padding"
-                    );
+                    let lane = layout.lane_bytes(layout.depth());
+                    assert_eq!(rows.next_multiple_of(layout.width) * lane, byte, "{isa}: padding to a vector, no more");
                 }
             }
         }

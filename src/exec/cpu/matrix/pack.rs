@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use super::super::isa::Isa;
 use super::super::memory::{Pages, Shared};
-use super::{Format, Layout, Packed, Panel, format_of};
+use super::group::{self, GROUP, Group, Int4, Int8};
+use super::{Format, Layout, Packed, Panel};
 use crate::model::weights::{Dtype, Tensor};
 
 /// Packs the rows of `parts`, stacked.
-pub(super) fn pack(isa: Isa, parts: &[Tensor]) -> Packed {
-    let format = format_of(parts);
+pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
     let cols = parts[0].shape.last().copied().unwrap_or(0);
     let mut first_rows = Vec::with_capacity(parts.len());
     let mut rows = 0;
@@ -62,6 +62,16 @@ fn write_lane(layout: &Layout, panel: Panel, lane: usize, values: &[f32], to: &m
         Format::F32 => scatter(layout, panel, lane, values, to, f32::to_ne_bytes),
         Format::F16 => scatter(layout, panel, lane, values, to, |x| f16::from_f32(x).to_ne_bytes()),
         Format::Bf16 => scatter(layout, panel, lane, values, to, |x| bf16::from_f32(x).to_ne_bytes()),
+        Format::Int8 => {
+            for (index, values) in values.chunks(GROUP).enumerate() {
+                group::put::<Int8>(layout, panel, lane, index, &Group::int8(values), to);
+            }
+        }
+        Format::Int4 | Format::Int4Min => {
+            for (index, values) in values.chunks(GROUP).enumerate() {
+                group::put::<Int4>(layout, panel, lane, index, &Group::int4(values), to);
+            }
+        }
     }
 }
 

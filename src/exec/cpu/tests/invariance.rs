@@ -88,6 +88,23 @@ fn a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
     }
 }
 
+#[test]
+fn quantised_weights_change_nothing_about_that() {
+    let (hidden, intermediate) = (107, 150);
+    for options in quantised_ways() {
+        let mut random = Random(9);
+        let weights = Weights::random(&mut random, Dtype::F32, hidden, intermediate);
+        let x = random.rows(BATCH, hidden);
+        let together = row_wise(&mut CpuOps::new(options).unwrap(), &x, &weights);
+        for rows in [0..1, 32..33, 3..8, 10..29] {
+            let part = CpuRows::from_values(x.values()[rows.start * hidden..rows.end * hidden].to_vec(), hidden);
+            let alone = row_wise(&mut CpuOps::new(CpuOptions { threads: 2, ..options }).unwrap(), &part, &weights);
+            let same = &together[rows.start * hidden..rows.end * hidden];
+            assert_eq!(bits(&alone), bits(same), "{options:?}, rows {rows:?}");
+        }
+    }
+}
+
 /// Long enough for several row blocks of the matrix kernel and several column chunks.
 #[test]
 fn row_blocks_and_column_chunks_change_nothing() {

@@ -78,12 +78,21 @@ pub fn ops(isa: Isa, threads: usize) -> CpuOps {
 }
 
 pub fn computing(isa: Isa, compute: Compute, threads: usize) -> CpuOps {
-    CpuOps::new(CpuOptions { threads, isa: Some(isa), compute }).unwrap()
+    CpuOps::new(CpuOptions { threads, isa: Some(isa), compute, weights: None }).unwrap()
 }
 
 /// Every level and way of computing that this machine has.
 pub fn ways() -> impl Iterator<Item = (Isa, Compute)> {
     Isa::available().flat_map(|isa| [Compute::F32, Compute::Bf16].map(|compute| (isa, compute)))
+}
+
+/// The same with quantised weights.
+pub fn quantised_ways() -> impl Iterator<Item = CpuOptions> {
+    let formats = [Format::Int8, Format::Int4];
+    let ways = Isa::available().flat_map(|isa| [Compute::F32, Compute::Int8].map(|compute| (isa, compute)));
+    ways.flat_map(move |(isa, compute)| {
+        formats.map(|format| CpuOptions { threads: 1, isa: Some(isa), compute, weights: Some(format) })
+    })
 }
 
 /// Asserts that every value is within `tolerance` times the scale of its sum (or 1) of the exact one.

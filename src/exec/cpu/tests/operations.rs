@@ -44,6 +44,38 @@ proptest! {
     }
 
     #[test]
+    fn quantised_products_equal_their_twin(
+        seed: u64, rows in 1usize..14, k in 1usize..330, outputs in 1usize..90, four_bits: bool,
+    ) {
+        let mut random = Random(seed);
+        let (tensor, values) = random.tensor(Dtype::F32, outputs, k);
+        let x = random.rows(rows, k);
+        // The activations as groups of eight-bit numbers, by the definition.
+        let mut rounded = x.values().to_vec();
+        for group in rounded.chunks_mut(k).flat_map(|row| row.chunks_mut(32)) {
+            let scale = group.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+            group.iter_mut().for_each(|x| *x = if scale > 0.0 { (*x / scale).round_ties_even() * scale } else { 0.0 });
+        }
+        for isa in Isa::available() {
+            for compute in [Compute::F32, Compute::Int8] {
+                let weights = Some(if four_bits { Format::Int4 } else { Format::Int8 });
+                let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), compute, weights }).unwrap();
+                let w = ops.load_matrix(std::slice::from_ref(&tensor));
+                let batch = Batch { tokens: (0..outputs as u32).collect(), ..Batch::default() };
+                let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
+                ops.embed(&batch, &w, 1.0, &mut stored);
+                for (stored, value) in stored.values().iter().zip(&values) {
+                    let bound = if four_bits { 0.2 } else { 0.5 / 127.0 + 1e-3 };
+                    prop_assert!((stored - value).abs() <= bound, "{} was {}", stored, value);
+                }
+                ops.matmul(&x, &w, None, &mut out);
+                let x = if compute == Compute::Int8 { &rounded } else { x.values() };
+                assert_close(out.values(), &twins::matmul(x, stored.values(), k, None), 5e-5, &format!("{isa} {compute}"));
+            }
+        }
+    }
+
+    #[test]
     fn norms_sums_gathers_and_activations_equal_their_twins(
         seed: u64, rows in 1usize..6, width in 1usize..80, eps in 1e-6f32..1e-2,
         activation in prop::sample::select(&[Activation::Silu, Activation::GeluTanh][..]),
