@@ -10,7 +10,7 @@ use crate::base::clock;
 use crate::base::config::{
     Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Weights as WeightsChoice,
 };
-use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa};
+use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa, Peaks};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
@@ -168,6 +168,11 @@ fn weights(config: &Config) -> Option<Format> {
         WeightsChoice::Int8 => Some(Format::Int8),
         WeightsChoice::Int4 => Some(Format::Int4),
     }
+}
+
+/// What the machine gives at most, with the configured threads and level.
+pub fn probe(config: &Config) -> Result<Peaks, CpuError> {
+    cpu::probe(CpuOptions { threads: threads(config), isa: isa(config), ..CpuOptions::default() })
 }
 
 /// `auto` keeps the KV cache in 16 bits when the weights are.

@@ -159,6 +159,9 @@ pub struct BenchArgs {
     /// Runs of each measurement; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeat: u32,
+    /// Measure the machine instead: memory bandwidth and multiplications
+    #[arg(long)]
+    pub probe: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

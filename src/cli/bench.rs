@@ -28,6 +28,9 @@ struct Figures {
 
 pub fn run(args: BenchArgs) -> Result<(), Failure> {
     let config = args.config.load(&args.model.flags())?;
+    if args.probe {
+        return probe(&config, args.json);
+    }
     let config = Config { kv: crate::base::config::Kv { prefix_cache: false, ..config.kv }, ..config };
     let mut progress = Progress::new();
     let built = engine::build(&config, &mut |stage, done, total| progress.show(stage, done, total));
@@ -53,6 +56,29 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         figures.push(median(&mut runs));
     }
     report(&args, &summary, &figures);
+    Ok(())
+}
+
+/// The roofline: what no kernel on this machine can exceed.
+fn probe(config: &Config, json: bool) -> Result<(), Failure> {
+    eprintln!("reading and multiplying for some seconds; anything else that runs lowers the figures");
+    let peaks = engine::probe(config).map_err(|e| Failure::new(Exit::Usage, e))?;
+    if json {
+        let report = json!({
+            "isa": peaks.isa.to_string(), "threads": peaks.threads, "read_gb_per_s": peaks.read_gb_per_s,
+            "f32_gflops": peaks.f32_gflops, "bf16_gflops": peaks.bf16_gflops, "int8_gops": peaks.int8_gops,
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    println!("{}, {} thread(s)", peaks.isa, peaks.threads);
+    println!("memory read      {:>7.1} GB/s", peaks.read_gb_per_s);
+    println!("float32 FMA      {:>7.0} GFLOP/s", peaks.f32_gflops);
+    match peaks.bf16_gflops {
+        Some(peak) => println!("bfloat16 dot     {peak:>7.0} GFLOP/s"),
+        None => println!("bfloat16 dot           -"),
+    }
+    println!("8-bit dot        {:>7.0} GOP/s", peaks.int8_gops);
     Ok(())
 }
 

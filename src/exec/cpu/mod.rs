@@ -17,6 +17,7 @@ mod matrix;
 mod memory;
 mod moe;
 mod pool;
+mod probe;
 mod rope;
 mod rows;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use self::matrix::{CpuMatrix, Format};
 use self::moe::{Experts, MoeBuffers};
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
+pub use self::probe::{Peaks, probe};
 pub use self::rope::CpuRope;
 use self::rope::RotateAndStore;
 pub use self::rows::CpuRows;
