@@ -6,7 +6,6 @@
 //! Invariant: what [`open`] returns computes what the file says; whatever could not is refused, naming the key or
 //! the tensor.
 
-mod dequant;
 mod error;
 mod llama;
 mod metadata;
@@ -15,6 +14,7 @@ mod reader;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod types;
 mod vocabulary;
 
 use std::path::Path;
@@ -30,7 +30,8 @@ use super::weights::{Bytes, map};
 use reader::Container;
 use vocabulary::TokenizerParts;
 
-/// Opens and checks a whole file. Quantised tensors become float32 in memory, the others stay mapped.
+/// Opens and checks a whole file. Tensors stay mapped as they are; those whose rows are stored in another order are
+/// copied.
 pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     map(path)

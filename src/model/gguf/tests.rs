@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::dequant::Format;
 use super::reader::TensorEntry;
 use super::*;
+use crate::model::weights::{Dtype, Tensor};
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -82,16 +82,16 @@ fn blocks_are_dequantised_to_the_bit() {
         bits: Vec<u32>,
     }
     let cases: BTreeMap<String, Case> = json("blocks.json");
-    let formats = [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::F16, Format::Bf16];
-    for format in formats {
-        let case = &cases[&format!("{format:?}").to_uppercase()];
+    let dtypes = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::F16, Dtype::Bf16];
+    for dtype in dtypes {
+        let case = &cases[&dtype.to_string()];
         let raw: Vec<u8> =
             (0..case.bytes.len() / 2).map(|i| u8::from_str_radix(&case.bytes[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let mut out = vec![f32::NAN; case.bits.len()];
-        format.dequantise(&raw, &mut out);
-        assert_eq!(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), case.bits, "{format:?}");
+        let range = 0..raw.len();
+        let tensor = Tensor::new("blocks".into(), dtype, vec![case.bits.len()], Arc::new(raw), range);
+        assert_eq!(tensor.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), case.bits, "{dtype}");
     }
-    assert_eq!(cases.len(), formats.len());
+    assert_eq!(cases.len(), dtypes.len());
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn rotary_factors_divide_the_frequencies() {
         let start = bytes.len();
         factors.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
         let range = start..bytes.len();
-        let entry = TensorEntry { format: Format::F32, shape: vec![factors.len()], range };
+        let entry = TensorEntry { dtype: Dtype::F32, shape: vec![factors.len()], range };
         file.tensors.insert(llama::ROPE_FACTORS.into(), entry);
         Container { bytes: Arc::new(bytes), ..file }
     };
@@ -380,7 +380,7 @@ proptest! {
         let size = bytes.len();
         if let Ok(contents) = load(bytes) {
             let loaded: usize = contents.tensors.values().map(|t| t.data().len()).sum();
-            prop_assert!(loaded < 8 * size);
+            prop_assert!(loaded <= size);
             let _ = contents.tokenizer.encode("hello world 123", true);
         }
     }

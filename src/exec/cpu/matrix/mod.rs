@@ -213,14 +213,14 @@ fn gather_groups<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, bytes
     }
 }
 
-/// The format in which weights of these dtypes stand in memory.
+/// The format in which weights of these dtypes stand in memory. Quantised blocks are widened, exactly.
 fn format_of(parts: &[Tensor]) -> Format {
     let first = parts.first().expect("a matrix has at least one part").dtype;
     match first {
         _ if parts.iter().any(|part| part.dtype != first) => Format::F32,
-        Dtype::F32 => Format::F32,
         Dtype::F16 => Format::F16,
         Dtype::Bf16 => Format::Bf16,
+        _ => Format::F32,
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::isa::Isa;
 use super::super::memory::{Pages, Shared};
 use super::group::{self, GROUP, Group, Int4, Int8};
 use super::{Format, Layout, Packed, Panel};
-use crate::model::weights::{Dtype, Tensor};
+use crate::model::weights::Tensor;
 
 /// Packs the rows of `parts`, stacked.
 pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
@@ -33,28 +33,13 @@ pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
             for lane in 0..panel.num_rows {
                 let row = panel.first_row + lane;
                 let part = first_rows.partition_point(|first| *first <= row) - 1;
-                read_row(&parts[part], row - first_rows[part], values);
+                parts[part].read_row(row - first_rows[part], values);
                 write_lane(&layout, panel, lane, values, to);
             }
         },
     );
     parts.iter().for_each(Tensor::release);
     Packed { layout, bytes }
-}
-
-/// One row as float32, exactly.
-fn read_row(tensor: &Tensor, row: usize, to: &mut [f32]) {
-    let row_bytes = to.len() * tensor.dtype.bytes();
-    let bytes = &tensor.data()[row * row_bytes..][..row_bytes];
-    match tensor.dtype {
-        Dtype::F32 => read(bytes, to, f32::from_le_bytes),
-        Dtype::F16 => read(bytes, to, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::Bf16 => read(bytes, to, |b| bf16::from_le_bytes(b).to_f32()),
-    }
-}
-
-fn read<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    bytes.as_chunks().0.iter().zip(to).for_each(|(bytes, x)| *x = value(*bytes));
 }
 
 fn write_lane(layout: &Layout, panel: Panel, lane: usize, values: &[f32], to: &mut [u8]) {

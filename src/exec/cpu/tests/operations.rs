@@ -209,3 +209,27 @@ fn equal_router_logits_choose_the_lower_experts() {
     ops.moe(&x, &four, &moe(4), Activation::Silu, &mut b);
     assert_ne!(bits(a.values()), bits(b.values()));
 }
+
+/// As a GGUF file may store q and v.
+#[test]
+fn parts_of_several_dtypes_are_one_matrix() {
+    let (mut random, k) = (Random(5), 64);
+    let (plain, mut w) = random.tensor(Dtype::Bf16, 3, k);
+    let mut block = |_| {
+        let quants = random.values(32).into_iter().map(|x| (x * 127.0) as i8 as u8).collect();
+        [f16::from_f32(0.01).to_le_bytes().to_vec(), quants].concat()
+    };
+    let blocks: Vec<u8> = (0..5 * k / 32).flat_map(&mut block).collect();
+    let all = 0..blocks.len();
+    let quantised = Tensor::new("q".into(), Dtype::Q8_0, vec![5, k], Arc::new(blocks), all);
+    w.extend(quantised.to_f32());
+    let x = random.rows(2, k);
+    let exact = twins::matmul(x.values(), &w, k, None);
+    for isa in Isa::available() {
+        let mut ops = ops(isa, 1);
+        let w = ops.load_matrix(&[plain.clone(), quantised.clone()]);
+        let mut out = CpuRows::default();
+        ops.matmul(&x, &w, None, &mut out);
+        assert_close(ops.read(&out), &exact, 2e-5, &isa.to_string());
+    }
+}
