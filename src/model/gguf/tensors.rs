@@ -67,6 +67,7 @@ fn tensor(file: &Container, place: &Place, entry: &TensorEntry) -> Tensor {
     Tensor::new(stored.name, entry.dtype, entry.shape.clone(), Arc::new(ordered), 0..entry.range.len())
 }
 
-fn mapped(file: &Container, name: &str, entry: &TensorEntry) -> Tensor {
+/// A tensor where it lies.
+pub(super) fn mapped(file: &Container, name: &str, entry: &TensorEntry) -> Tensor {
     Tensor::new(name.into(), entry.dtype, entry.shape.clone(), file.bytes.clone(), entry.range.clone())
 }

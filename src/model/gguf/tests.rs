@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::reader::TensorEntry;
 use super::*;
-use crate::model::weights::{Dtype, Tensor};
+use crate::model::weights::Dtype;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -76,22 +76,22 @@ impl Writer {
 
 #[test]
 fn blocks_are_dequantised_to_the_bit() {
-    #[derive(Deserialize)]
-    struct Case {
-        bytes: String,
-        bits: Vec<u32>,
+    let file = Container::read(Arc::new(fixture("blocks.gguf"))).unwrap();
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let mut num_types = 0;
+    for (name, entry) in &file.tensors {
+        let Some(expected) = file.tensors.get(&format!("{name} as F32")) else { continue };
+        let (tensor, expected) = (tensors::mapped(&file, name, entry), tensors::mapped(&file, name, expected));
+        assert_eq!((tensor.dtype.to_string(), tensor.shape.as_slice()), (name.clone(), &[3, 512][..]));
+        let expected = expected.to_f32();
+        assert_eq!(bits(&tensor.to_f32()), bits(&expected), "{name}");
+        assert_eq!(bits(&tensor.widen().to_f32()), bits(&expected), "{name}");
+        let mut row = [f32::NAN; 512];
+        tensor.read_row(1, &mut row);
+        assert_eq!(bits(&row), bits(&expected[512..1024]), "{name}");
+        num_types += 1;
     }
-    let cases: BTreeMap<String, Case> = json("blocks.json");
-    let dtypes = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::F16, Dtype::Bf16];
-    for dtype in dtypes {
-        let case = &cases[&dtype.to_string()];
-        let raw: Vec<u8> =
-            (0..case.bytes.len() / 2).map(|i| u8::from_str_radix(&case.bytes[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let range = 0..raw.len();
-        let tensor = Tensor::new("blocks".into(), dtype, vec![case.bits.len()], Arc::new(raw), range);
-        assert_eq!(tensor.to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), case.bits, "{dtype}");
-    }
-    assert_eq!(cases.len(), dtypes.len());
+    assert_eq!((num_types, file.tensors.len()), (8, 16));
 }
 
 #[test]
@@ -186,9 +186,11 @@ fn splits_of_the_pre_tokenisers() {
 fn refusals_name_what_is_wrong() {
     let count = |n: u64| n.to_le_bytes();
     let cases = [
-        (Writer::default().tensor("w", &[256], 14, 0), "tensor `w`: has type Q6_K"),
+        (Writer::default().tensor("w", &[256], 11, 0), "tensor `w`: has type Q3_K"),
         (Writer::default().tensor("w", &[256], 999, 0), "unknown type 999"),
         (Writer::default().tensor("w", &[33], 8, 0), "multiple of 32"),
+        (Writer::default().tensor("w", &[128], 12, 0), "rows of Q4_K need a multiple of 256"),
+        (Writer::default().tensor("w", &[256], 14, 0), "needs bytes"),
         (Writer::default().tensor("w", &[0, 4], 0, 0), "has shape [4, 0]"),
         (Writer::default().tensor("w", &[1 << 40, 1 << 40], 0, 0), "too large"),
         (Writer::default().tensor("w", &[4], 0, 5), "offset 5"),
@@ -389,6 +391,37 @@ proptest! {
     fn arbitrary_bytes(tail in prop::collection::vec(any::<u8>(), 0..400)) {
         let bytes = [b"GGUF\x03\0\0\0".as_slice(), &tail].concat();
         prop_assert!(load(bytes).is_err());
+    }
+
+    /// Whatever a table says: a tensor that is accepted lies in the file, has the bytes of its shape, and its rows can
+    /// be read, whatever the blocks hold.
+    #[test]
+    fn arbitrary_tables(
+        kind in prop_oneof![4 => prop::sample::select(vec![0u32, 1, 2, 3, 8, 12, 13, 14, 30]), 1 => any::<u32>()],
+        dims in prop::collection::vec(prop_oneof![8 => prop::sample::select(vec![1u64, 2, 3, 32, 64, 256, 512]), 1 => any::<u64>()], 0..6),
+        offset in prop::sample::select(vec![0u64, 32, 33, 64, u64::MAX - 31]),
+        data in prop::collection::vec(any::<u8>(), 0..4000),
+    ) {
+        let bytes = Writer { data, ..Default::default() }.tensor("w", &dims, kind, offset).bytes();
+        let size = bytes.len();
+        let Ok(file) = Container::read(Arc::new(bytes)) else { return Ok(()) };
+        let tensor = tensors::mapped(&file, "w", &file.tensors["w"]);
+        prop_assert!(tensor.data().len() <= size);
+        prop_assert_eq!(tensor.shape.iter().rev().map(|&n| n as u64).collect::<Vec<_>>(), dims);
+        let values = tensor.to_f32();
+        prop_assert_eq!(values.len(), tensor.num_elements());
+        let cols = tensor.shape[tensor.shape.len() - 1];
+        let mut row = vec![0.0; cols];
+        tensor.read_row(values.len() / cols - 1, &mut row);
+        prop_assert!(row.iter().zip(&values[values.len() - cols..]).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+
+    #[test]
+    fn truncated_blocks(at: prop::sample::Index) {
+        let mut bytes = fixture("blocks.gguf");
+        bytes.truncate(at.index(bytes.len() - 32));
+        let error = Container::read(Arc::new(bytes)).err().expect("refused").to_string();
+        prop_assert!(error.contains("ends after"), "{error}");
     }
 
     #[test]

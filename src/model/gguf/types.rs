@@ -2,7 +2,7 @@
 
 use crate::model::weights::Dtype;
 
-const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1";
+const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K";
 
 /// By the number that ggml gives it; the error says what the number is and what is supported.
 pub(super) fn dtype(number: u32) -> Result<Dtype, String> {
@@ -12,6 +12,9 @@ pub(super) fn dtype(number: u32) -> Result<Dtype, String> {
         2 => Ok(Dtype::Q4_0),
         3 => Ok(Dtype::Q4_1),
         8 => Ok(Dtype::Q8_0),
+        12 => Ok(Dtype::Q4K),
+        13 => Ok(Dtype::Q5K),
+        14 => Ok(Dtype::Q6K),
         30 => Ok(Dtype::Bf16),
         _ => Err(match other_name(number) {
             Some(name) => format!("has type {name}, which is not supported; supported: {SUPPORTED}"),
@@ -41,9 +44,6 @@ fn other_name(number: u32) -> Option<&'static str> {
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",

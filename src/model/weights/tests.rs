@@ -72,7 +72,10 @@ fn quantised_rows_are_whole_blocks() {
     assert_eq!((wide.dtype, wide.to_f32()), (Dtype::F32, tensor.to_f32()));
     let cut = || Tensor::new("w".into(), Dtype::Q8_0, vec![2, 32], Arc::new(vec![0u8; 34]), 0..34);
     assert!(std::panic::catch_unwind(cut).is_err(), "half of the rows are missing");
-    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| item.rows(0..32))).is_err(), "rows of a vector are elements");
+    assert!(
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| item.rows(0..32))).is_err(),
+        "rows of a vector are elements"
+    );
 }
 
 #[test]
