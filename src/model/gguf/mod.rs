@@ -1,4 +1,4 @@
-//! GGUF files of the llama family: one file that holds weights, shape, tokenizer and chat template.
+//! GGUF files: one file that holds weights, shape, tokenizer and chat template.
 //!
 //! Owns the format (llama.cpp's, ggml docs/gguf.md) and its translation into what a Hugging Face folder would have
 //! said, so that nothing else knows it exists. Never knows devices. The file is untrusted bytes.
@@ -6,8 +6,10 @@
 //! Invariant: what [`open`] returns computes what the file says; whatever could not is refused, naming the key or
 //! the tensor.
 
+mod architecture;
+mod config;
 mod error;
-mod llama;
+mod keys;
 mod metadata;
 mod pretokenizer;
 mod reader;
@@ -48,7 +50,7 @@ fn read(
     progress: Progress,
 ) -> Result<ModelSource, GgufError> {
     let file = Container::read(bytes)?;
-    let spec = llama::spec(&file, tensors::rope_factors(&file), max_model_len)?;
+    let (architecture, spec) = config::spec(&file, tensors::rope_factors(&file), max_model_len)?;
     let parts = TokenizerParts::read(&file.metadata)?;
     if parts.num_tokens > spec.vocab_size {
         let message = format!("has {} tokens, but the embedding has {} rows", parts.num_tokens, spec.vocab_size);
@@ -65,7 +67,7 @@ fn read(
     let config = TokenizerConfig { bos_token, eos_token, ..Default::default() };
     let tokenizer = Tokenizer::from_parts(parts.encoder, config)?;
     // Last, as it is what takes time and memory.
-    let tensors = tensors::load(&file, &spec, progress)?;
+    let tensors = tensors::load(&file, architecture, &spec, progress)?;
     let generation = GenerationDefaults::default();
     Ok(ModelSource { name, spec, tensors, tokenizer, chat, eos_tokens: parts.end_tokens, generation })
 }

@@ -5,20 +5,26 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::architecture::{Architecture, Place, RowOrder};
+use super::config::ROPE_FACTORS;
 use super::error::GgufError;
-use super::llama::{self, Place, RowOrder};
 use super::reader::{Container, TensorEntry};
 use crate::model::decoder::Progress;
 use crate::model::spec::Spec;
 use crate::model::weights::Tensor;
 
 /// All tensors by their Hugging Face names.
-pub(super) fn load(file: &Container, spec: &Spec, progress: Progress) -> Result<BTreeMap<String, Tensor>, GgufError> {
+pub(super) fn load(
+    file: &Container,
+    architecture: Architecture,
+    spec: &Spec,
+    progress: Progress,
+) -> Result<BTreeMap<String, Tensor>, GgufError> {
     let placed = file
         .tensors
         .iter()
-        .filter(|(name, _)| *name != llama::ROPE_FACTORS)
-        .map(|(name, entry)| check(name, entry, llama::place(name, spec)?).map(|place| (place, entry)))
+        .filter(|(name, _)| *name != ROPE_FACTORS)
+        .map(|(name, entry)| check(name, entry, architecture.place(name, spec)?).map(|place| (place, entry)))
         .collect::<Result<Vec<_>, _>>()?;
     let total = placed.iter().map(|(_, entry)| entry.range.len() as u64).sum();
     let mut done = 0;
@@ -34,8 +40,8 @@ pub(super) fn load(file: &Container, spec: &Spec, progress: Progress) -> Result<
 
 /// The divisors of the rotary frequencies, if the file has them.
 pub(super) fn rope_factors(file: &Container) -> Option<Vec<f32>> {
-    let entry = file.tensors.get(llama::ROPE_FACTORS)?;
-    Some(mapped(file, llama::ROPE_FACTORS, entry).to_f32())
+    let entry = file.tensors.get(ROPE_FACTORS)?;
+    Some(mapped(file, ROPE_FACTORS, entry).to_f32())
 }
 
 /// Rows can only be put in order where they are whole and split evenly over the heads.

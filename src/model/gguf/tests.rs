@@ -1,3 +1,5 @@
+mod families;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::reader::TensorEntry;
 use super::*;
-use crate::model::weights::Dtype;
+use crate::model::weights::{Dtype, Tensor};
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -216,8 +218,11 @@ fn refusals_name_what_is_wrong() {
 
 /// Replaces bytes of the same length, every time they occur.
 fn replaced(from: &str, to: &str) -> Vec<u8> {
+    replaced_in(fixture("llama.gguf"), from, to)
+}
+
+fn replaced_in(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
-    let mut bytes = fixture("llama.gguf");
     let places: Vec<usize> =
         bytes.windows(from.len()).enumerate().filter(|(_, w)| *w == from.as_bytes()).map(|(at, _)| at).collect();
     assert!(!places.is_empty(), "{from} is not in the file");
@@ -226,13 +231,13 @@ fn replaced(from: &str, to: &str) -> Vec<u8> {
 }
 
 /// Adds keys in front of all others, and a filler so that the tensors keep their alignment.
-fn with_keys(keys: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
+fn with_keys(file: &[u8], keys: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
     let text = |t: &[u8]| [&(t.len() as u64).to_le_bytes()[..], t].concat();
     let entry = |name: &str, kind: u32, value: &[u8]| [&text(name.as_bytes())[..], &kind.to_le_bytes(), value].concat();
     let mut added: Vec<u8> = keys.iter().flat_map(|(name, kind, value)| entry(name, *kind, value)).collect();
     let filler = (added.len() + 26).next_multiple_of(32) - added.len() - 26;
     added.extend(entry("filler", 8, &text(&vec![b'x'; filler])));
-    let mut bytes = fixture("llama.gguf");
+    let mut bytes = file.to_vec();
     let num_keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 1 + keys.len() as u64;
     bytes[16..24].copy_from_slice(&num_keys.to_le_bytes());
     bytes.splice(24..24, added);
@@ -240,7 +245,7 @@ fn with_keys(keys: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
 }
 
 fn with_key(name: &str, kind: u32, value: impl AsRef<[u8]>) -> Vec<u8> {
-    with_keys(&[(name, kind, value.as_ref().to_vec())])
+    with_keys(&fixture("llama.gguf"), &[(name, kind, value.as_ref().to_vec())])
 }
 
 #[test]
@@ -261,11 +266,12 @@ fn keys_that_change_the_model() {
     let linear = load(with_key("llama.rope.scale_linear", 6, 4f32.to_le_bytes())).unwrap().spec;
     let plain = load(fixture("llama.gguf")).unwrap().spec;
     assert_eq!(linear.ropes[0].inv_freq[1] * 4.0, plain.ropes[0].inv_freq[1]);
-    let yarn = with_keys(&[
+    let keys = [
         ("llama.rope.scaling.type", 8, text("yarn")),
         ("llama.rope.scaling.factor", 6, 4f32.to_le_bytes().to_vec()),
         ("llama.rope.scaling.original_context_length", 4, 64u32.to_le_bytes().to_vec()),
-    ]);
+    ];
+    let yarn = with_keys(&fixture("llama.gguf"), &keys);
     let yarn = load(yarn).unwrap().spec;
     assert!((yarn.ropes[0].attention_factor - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
     let turn = load(with_key("tokenizer.ggml.eot_token_id", 4, 1u32.to_le_bytes())).unwrap();
@@ -278,7 +284,8 @@ fn other_models_are_refused_by_name() {
         ("llama-bpe", "llama-xyz", "key `tokenizer.ggml.pre`: is `llama-xyz`"),
         ("blk.1.ffn_up.weight", "blk.1.ffn_xx.weight", "tensor `blk.1.ffn_xx.weight`"),
         ("blk.1.ffn_up.weight", "blk.7.ffn_up.weight", "none of the model's 2 layers"),
-        ("llama.block_count", "llama.block_kount", "key `llama.block_count`: is missing"),
+        ("llama.block_count", "lama_.block_count", "key `llama.block_count`: is missing"),
+        ("llama.block_count", "llama.block_kount", "key `llama.block_kount`: is 2, which is not supported in a llama"),
         ("hell o", "hell q", "key `tokenizer.ggml.merges`: merge 3"),
         ("gpt2", "bert", "key `tokenizer.ggml.model`: is `bert`"),
         ("token_embd.weight", "token_embx.weight", "tensor `token_embd.weight`: is missing"),
@@ -303,10 +310,10 @@ fn rotary_factors_divide_the_frequencies() {
         factors.iter().for_each(|x| bytes.extend(x.to_le_bytes()));
         let range = start..bytes.len();
         let entry = TensorEntry { dtype: Dtype::F32, shape: vec![factors.len()], range };
-        file.tensors.insert(llama::ROPE_FACTORS.into(), entry);
+        file.tensors.insert(config::ROPE_FACTORS.into(), entry);
         Container { bytes: Arc::new(bytes), ..file }
     };
-    let spec = |file: &Container| llama::spec(file, tensors::rope_factors(file), None);
+    let spec = |file: &Container| config::spec(file, tensors::rope_factors(file), None).map(|(_, spec)| spec);
     let plain = spec(&container(&[1.0; 8])).unwrap();
     let halved = spec(&container(&[1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 8.0])).unwrap();
     let ratios: Vec<f32> = plain.ropes[0].inv_freq.iter().zip(&halved.ropes[0].inv_freq).map(|(a, b)| a / b).collect();
@@ -427,7 +434,7 @@ proptest! {
     #[test]
     fn rows_are_a_permutation(heads in 1usize..9, pairs in 1usize..40) {
         let rows = heads * pairs * 2;
-        let order = llama::RowOrder::Interleaved { num_heads: heads };
+        let order = architecture::RowOrder::Interleaved { num_heads: heads };
         let mut sources: Vec<usize> = (0..rows).map(|row| order.source(row, rows)).collect();
         sources.sort_unstable();
         prop_assert!(sources.into_iter().eq(0..rows));
