@@ -170,7 +170,7 @@ fn weights(config: &Config) -> Option<Format> {
     }
 }
 
-/// `auto` keeps the KV cache in 16 bits when the weights are; quantised ones stand for float32.
+/// `auto` keeps the KV cache in 16 bits when the weights are; quantised ones stand for float32 numbers.
 fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
     let is_wide = |dtype: Dtype| dtype == Dtype::F32 || dtype.is_quantised();
     let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && is_wide(t.dtype));

@@ -67,6 +67,11 @@ impl Architecture {
         matches!(self, Gemma2 | Gemma3)
     }
 
+    /// Whether `rope_freqs.weight` is read; elsewhere it has no place.
+    pub fn has_rope_factors(self) -> bool {
+        self == Llama
+    }
+
     fn modules(self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         let norms = if self.is_gemma() { SANDWICH_NORMS } else { PRE_NORMS };
         let qk_norms = if matches!(self, Qwen3 | Gemma3) { QK_NORMS } else { &[] };

@@ -32,7 +32,7 @@ pub(super) fn spec(
     spec.mlp_bias |= has("blk.0.ffn_gate.bias");
     // Converters add Gemma's 1 to the weights.
     spec.norm_unit_offset = false;
-    if let Some(factors) = factors {
+    if let Some(factors) = factors.filter(|_| keys.architecture.has_rope_factors()) {
         for rope in &mut spec.ropes {
             let num_pairs = rope.inv_freq.len();
             if num_pairs != factors.len() || factors.iter().any(|f| !(f.is_finite() && *f > 0.0)) {

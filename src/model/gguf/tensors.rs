@@ -23,7 +23,7 @@ pub(super) fn load(
     let placed = file
         .tensors
         .iter()
-        .filter(|(name, _)| *name != ROPE_FACTORS)
+        .filter(|(name, _)| *name != ROPE_FACTORS || !architecture.has_rope_factors())
         .map(|(name, entry)| check(name, entry, architecture.place(name, spec)?).map(|place| (place, entry)))
         .collect::<Result<Vec<_>, _>>()?;
     let total = placed.iter().map(|(_, entry)| entry.range.len() as u64).sum();

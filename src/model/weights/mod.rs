@@ -113,22 +113,6 @@ impl Tensor {
         rows.enumerate().for_each(|(row, out)| self.read_row(row, out));
         out
     }
-
-    /// The same tensor with float32 elements of its own.
-    pub fn widen(&self) -> Tensor {
-        let cols = self.cols().clamp(1, self.num_elements().max(1));
-        let mut bytes = vec![0; self.num_elements() * Dtype::F32.block_bytes()];
-        let rows = bytes.par_chunks_mut(Dtype::F32.row_bytes(cols)).with_min_len(MIN_TASK_ELEMENTS.div_ceil(cols));
-        rows.enumerate().for_each_init(
-            || vec![0.0; cols],
-            |values, (row, out)| {
-                self.read_row(row, values);
-                out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, x)| *bytes = x.to_le_bytes());
-            },
-        );
-        let range = 0..bytes.len();
-        Tensor::new(self.name.clone(), Dtype::F32, self.shape.clone(), Arc::new(bytes), range)
-    }
 }
 
 /// Bytes of a tensor. Panics where its rows are no whole blocks.

@@ -236,6 +236,8 @@ fn what_is_not_known_is_refused_by_name() {
     assert!(refusal(adapter).contains("key `general.type`: is `adapter`"));
     let error = refusal(replaced_in(file_of("qwen2"), "attn_v.bias", "attn_x.bias"));
     assert!(error.contains("blk.0.attn_x.bias`: is not a tensor of the qwen2 architecture"), "{error}");
+    let error = refusal(replaced_in(file_of("qwen3"), "output_norm.weight", "rope_freqs.weight\0"));
+    assert!(error.contains("rope_freqs.weight"), "{error}");
     let error = refusal(replaced_in(file_of("gemma2"), "post_ffw_norm", "prev_ffw_norm"));
     assert!(error.contains("prev_ffw_norm"), "{error}");
     let error = refusal(replaced_in(file_of("qwen2"), "qwen2", "phi33"));
