@@ -2,7 +2,7 @@
 
 use crate::model::weights::Dtype;
 
-const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K";
+const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
 
 /// By the number that ggml gives it; the error says what the number is and what is supported.
 pub(super) fn dtype(number: u32) -> Result<Dtype, String> {
@@ -11,6 +11,8 @@ pub(super) fn dtype(number: u32) -> Result<Dtype, String> {
         1 => Ok(Dtype::F16),
         2 => Ok(Dtype::Q4_0),
         3 => Ok(Dtype::Q4_1),
+        6 => Ok(Dtype::Q5_0),
+        7 => Ok(Dtype::Q5_1),
         8 => Ok(Dtype::Q8_0),
         12 => Ok(Dtype::Q4K),
         13 => Ok(Dtype::Q5K),
@@ -39,8 +41,6 @@ pub(super) fn size(dtype: Dtype, shape: &[u64]) -> Result<u64, String> {
 /// Names of ggml's other types, so that a refusal says what the file's publisher called it.
 fn other_name(number: u32) -> Option<&'static str> {
     Some(match number {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",

@@ -23,6 +23,8 @@ pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::Q8_0 => blocks(bytes, out, q8_0),
         Dtype::Q4_0 => blocks(bytes, out, q4_0),
         Dtype::Q4_1 => blocks(bytes, out, q4_1),
+        Dtype::Q5_0 => blocks(bytes, out, q5_0),
+        Dtype::Q5_1 => blocks(bytes, out, q5_1),
         Dtype::Q4K => blocks(bytes, out, q4_k),
         Dtype::Q5K => blocks(bytes, out, q5_k),
         Dtype::Q6K => blocks(bytes, out, q6_k),
@@ -65,6 +67,30 @@ fn q4_1(block: &[u8; 20], out: &mut [f32; BLOCK]) {
         out[i] = d * f32::from(q & 15) + m;
         out[i + BLOCK / 2] = d * f32::from(q >> 4) + m;
     }
+}
+
+/// `d: f16, h: u32, q: [u8; 16]`: as [`q4_0`] with bit `i` of `h` as the fifth bit of element `i`, less 16.
+fn q5_0(block: &[u8; 22], out: &mut [f32; BLOCK]) {
+    let d = half_at(block, 0);
+    let q = five_bits(&block[2..]);
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = d * (f32::from(q(i)) - 16.0);
+    }
+}
+
+/// `d: f16, m: f16, h: u32, q: [u8; 16]`: as [`q4_1`] with bit `i` of `h` as the fifth bit of element `i`.
+fn q5_1(block: &[u8; 24], out: &mut [f32; BLOCK]) {
+    let (d, m) = (half_at(block, 0), half_at(block, 2));
+    let q = five_bits(&block[4..]);
+    for (i, x) in out.iter_mut().enumerate() {
+        *x = d * f32::from(q(i)) + m;
+    }
+}
+
+/// Element `i` of `h: [u8; 4], q: [u8; 16]`.
+fn five_bits(bytes: &[u8]) -> impl Fn(usize) -> u8 {
+    let (high, low) = bytes.split_at(4);
+    move |i| (low[i % 16] >> (i / 16 * 4)) & 15 | (high[i / 8] >> (i % 8) & 1) << 4
 }
 
 /// `d: f16, m: f16, scales: [u8; 12], q: [u8; 128]`: eight blocks of 32 with a scale and a minimum of six bits each

@@ -236,8 +236,6 @@ fn what_is_not_known_is_refused_by_name() {
     assert!(refusal(adapter).contains("key `general.type`: is `adapter`"));
     let error = refusal(replaced_in(file_of("qwen2"), "attn_v.bias", "attn_x.bias"));
     assert!(error.contains("blk.0.attn_x.bias`: is not a tensor of the qwen2 architecture"), "{error}");
-    let error = refusal(replaced_in(file_of("qwen3"), "output_norm.weight", "rope_freqs.weight\0"));
-    assert!(error.contains("rope_freqs.weight"), "{error}");
     let error = refusal(replaced_in(file_of("gemma2"), "post_ffw_norm", "prev_ffw_norm"));
     assert!(error.contains("prev_ffw_norm"), "{error}");
     let error = refusal(replaced_in(file_of("qwen2"), "qwen2", "phi33"));
@@ -253,6 +251,19 @@ fn biases_are_not_forgotten() {
     let tensors = tensors::load(&file, architecture, &spec, &mut |_, _| {}).unwrap();
     let error = bind(&spec, &tensors).err().expect("refused").to_string();
     assert!(error.contains("self_attn.q_proj.bias"), "{error}");
+}
+
+/// llama.cpp would not compute with them either.
+#[test]
+fn rotary_factors_have_no_place_but_in_a_llama() {
+    let mut file = Container::read(Arc::new(file_of("qwen3"))).unwrap();
+    let plain = config::spec(&file, None, None).unwrap().1;
+    let entry = TensorEntry { shape: vec![16], range: 0..64, dtype: Dtype::F32 };
+    file.tensors.insert(config::ROPE_FACTORS.into(), entry);
+    let (architecture, spec) = config::spec(&file, Some(vec![2.0; 16]), None).unwrap();
+    assert_eq!(spec, plain);
+    let error = tensors::load(&file, architecture, &spec, &mut |_, _| {}).err().expect("refused").to_string();
+    assert!(error.contains("tensor `rope_freqs.weight`: is not a tensor of the qwen3"), "{error}");
 }
 
 proptest! {
