@@ -175,9 +175,10 @@ pub fn probe(config: &Config) -> Result<Peaks, CpuError> {
     cpu::probe(CpuOptions { threads: threads(config), isa: isa(config), ..CpuOptions::default() })
 }
 
-/// `auto` keeps the KV cache in 16 bits when the weights are.
+/// `auto` keeps the KV cache in 16 bits when the weights are; quantised ones stand for float32 numbers.
 fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
-    let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && t.dtype == Dtype::F32);
+    let is_wide = |dtype: Dtype| dtype == Dtype::F32 || dtype.is_quantised();
+    let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && is_wide(t.dtype));
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Bf16 => KvDtype::Bf16,

@@ -106,7 +106,8 @@ pub trait Ops {
     type Rope;
 
     // ── loading ────────────────────────────────────────────────────────────────────────────────
-    /// Stacks `parts` (all `[out_i, in]`, same `in` and dtype) by rows into one matrix.
+    /// Stacks `parts` (all `[out_i, in]`, same `in`) by rows into one matrix. Their dtypes may differ and may be
+    /// quantised: a GGUF file may hold q in one and v in another.
     fn load_matrix(&mut self, parts: &[Tensor]) -> Self::Matrix;
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;

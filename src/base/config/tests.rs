@@ -74,8 +74,8 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.lanes", "2"),
     ("engine.threads", "4"),
     ("engine.isa", "scalar"),
-    ("engine.compute", "bf16"),
     ("engine.weights", "int8"),
+    ("engine.compute", "bf16"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),
@@ -266,7 +266,7 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads, weights, compute, max_step_s",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads, compute, weights, max_step_s",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),

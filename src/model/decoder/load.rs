@@ -51,14 +51,7 @@ impl<O: Ops> Loader<'_, O> {
     }
 
     fn matrix(&mut self, parts: &[Tensor]) -> O::Matrix {
-        // A GGUF file may hold q in one type and v in another.
-        let is_mixed = parts.iter().any(|part| part.dtype != parts[0].dtype);
-        let matrix = if is_mixed {
-            let widened: Vec<Tensor> = parts.iter().map(Tensor::widen).collect();
-            self.ops.load_matrix(&widened)
-        } else {
-            self.ops.load_matrix(parts)
-        };
+        let matrix = self.ops.load_matrix(parts);
         parts.iter().for_each(|part| self.count(part));
         matrix
     }

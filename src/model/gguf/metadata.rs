@@ -5,7 +5,7 @@
 //! that a text is UTF-8 is checked when it is asked for.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use super::error::{GgufError, quoted};
@@ -116,6 +116,46 @@ impl Metadata {
 
     pub fn floats(&self, key: &str) -> Found<Vec<f64>> {
         self.numbers(key, "finite numbers", |kind, bytes| float(kind, bytes).filter(|x| x.is_finite()))
+    }
+
+    pub fn flags(&self, key: &str) -> Found<Vec<bool>> {
+        self.numbers(key, "true or false", |kind, bytes| match kind {
+            Kind::Bool => bytes.first().map(|&b| b != 0),
+            _ => None,
+        })
+    }
+
+    pub fn is_list(&self, key: &str) -> bool {
+        matches!(self.values.get(key), Some(Value::List { .. }))
+    }
+
+    /// The keys that begin with `prefix`.
+    pub fn keys_under(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        self.values.range::<str, _>(from).map(|(key, _)| key.as_str()).take_while(move |key| key.starts_with(prefix))
+    }
+
+    /// Whether the key holds a zero or a false, as what is not used may.
+    pub fn is_off(&self, key: &str) -> bool {
+        match self.values.get(key) {
+            Some(Value::One { kind, range }) => {
+                let bytes = &self.bytes.as_bytes()[range.clone()];
+                *kind != Kind::Text && (bytes.iter().all(|&b| b == 0) || float(*kind, bytes) == Some(0.0))
+            }
+            _ => false,
+        }
+    }
+
+    /// A value as an error message shows it.
+    pub fn shown(&self, key: &str) -> String {
+        let Some(Value::One { kind, range }) = self.values.get(key) else { return "a list".into() };
+        let bytes = &self.bytes.as_bytes()[range.clone()];
+        match (kind, integer(*kind, bytes), float(*kind, bytes)) {
+            (Kind::Text, _, _) => quoted(&String::from_utf8_lossy(bytes)),
+            (Kind::Bool, _, _) => (bytes != [0]).to_string(),
+            (_, Some(number), _) => number.to_string(),
+            (_, _, number) => number.unwrap_or_default().to_string(),
+        }
     }
 
     /// `value` or an error that says that `key` is missing.

@@ -1,4 +1,4 @@
-//! GGUF files of the llama family: one file that holds weights, shape, tokenizer and chat template.
+//! GGUF files: one file that holds weights, shape, tokenizer and chat template.
 //!
 //! Owns the format (llama.cpp's, ggml docs/gguf.md) and its translation into what a Hugging Face folder would have
 //! said, so that nothing else knows it exists. Never knows devices. The file is untrusted bytes.
@@ -6,15 +6,17 @@
 //! Invariant: what [`open`] returns computes what the file says; whatever could not is refused, naming the key or
 //! the tensor.
 
-mod dequant;
+mod architecture;
+mod config;
 mod error;
-mod llama;
+mod keys;
 mod metadata;
 mod pretokenizer;
 mod reader;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod types;
 mod vocabulary;
 
 use std::path::Path;
@@ -30,7 +32,8 @@ use super::weights::{Bytes, map};
 use reader::Container;
 use vocabulary::TokenizerParts;
 
-/// Opens and checks a whole file. Quantised tensors become float32 in memory, the others stay mapped.
+/// Opens and checks a whole file. Tensors stay mapped as they are; those whose rows are stored in another order are
+/// copied.
 pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     map(path)
@@ -47,7 +50,7 @@ fn read(
     progress: Progress,
 ) -> Result<ModelSource, GgufError> {
     let file = Container::read(bytes)?;
-    let spec = llama::spec(&file, tensors::rope_factors(&file), max_model_len)?;
+    let (architecture, spec) = config::spec(&file, tensors::rope_factors(&file), max_model_len)?;
     let parts = TokenizerParts::read(&file.metadata)?;
     if parts.num_tokens > spec.vocab_size {
         let message = format!("has {} tokens, but the embedding has {} rows", parts.num_tokens, spec.vocab_size);
@@ -64,7 +67,7 @@ fn read(
     let config = TokenizerConfig { bos_token, eos_token, ..Default::default() };
     let tokenizer = Tokenizer::from_parts(parts.encoder, config)?;
     // Last, as it is what takes time and memory.
-    let tensors = tensors::load(&file, &spec, progress)?;
+    let tensors = tensors::load(&file, architecture, &spec, progress)?;
     let generation = GenerationDefaults::default();
     Ok(ModelSource { name, spec, tensors, tokenizer, chat, eos_tokens: parts.end_tokens, generation })
 }

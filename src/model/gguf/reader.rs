@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::dequant::Format;
 use super::error::{GgufError, quoted};
 use super::metadata::{Kind, Metadata, Value};
-use crate::model::weights::Bytes;
+use super::types;
+use crate::model::weights::{Bytes, Dtype};
 
 const MAGIC: &[u8] = b"GGUF";
 const MAX_KEYS: u64 = 1 << 16;
@@ -35,7 +35,7 @@ pub struct Container {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorEntry {
-    pub format: Format,
+    pub dtype: Dtype,
     /// Row-major, slowest dimension first (the file has them the other way round).
     pub shape: Vec<usize>,
     /// Within the file.
@@ -132,7 +132,7 @@ fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
 /// A tensor whose place in the data is not checked yet.
 struct Promise {
     name: String,
-    format: Format,
+    dtype: Dtype,
     shape: Vec<usize>,
     offset: u64,
     size: u64,
@@ -145,7 +145,7 @@ fn table(cursor: &mut Cursor, count: u64, alignment: u64) -> Result<BTreeMap<Str
     let mut tensors = BTreeMap::new();
     let mut total = 0u64;
     for promise in promises {
-        let Promise { name, format, shape, offset, size } = promise;
+        let Promise { name, dtype, shape, offset, size } = promise;
         let end = offset.saturating_add(size);
         if end > available {
             let what = format!("tensor {}", quoted(&name));
@@ -159,7 +159,7 @@ fn table(cursor: &mut Cursor, count: u64, alignment: u64) -> Result<BTreeMap<Str
             return Err(GgufError::tensor(name, "overlaps other tensors of the file"));
         }
         let start = (data_start + offset) as usize;
-        let entry = TensorEntry { format, shape, range: start..start + size as usize };
+        let entry = TensorEntry { dtype, shape, range: start..start + size as usize };
         if tensors.insert(name.clone(), entry).is_some() {
             return Err(GgufError::tensor(name, "is there twice"));
         }
@@ -184,14 +184,14 @@ fn promise(cursor: &mut Cursor, index: u64, alignment: u64) -> Result<Promise, G
     shape.reverse();
     let number = cursor.u32(what)?;
     let offset = cursor.u64(what)?;
-    let format = Format::from_number(number).map_err(|message| GgufError::tensor(&name, message))?;
-    let size = format.size(&shape).map_err(|message| GgufError::tensor(&name, message))?;
+    let dtype = types::dtype(number).map_err(|message| GgufError::tensor(&name, message))?;
+    let size = types::size(dtype, &shape).map_err(|message| GgufError::tensor(&name, message))?;
     if !offset.is_multiple_of(alignment) {
         return Err(GgufError::tensor(name, format!("lies at offset {offset}, which is no multiple of {alignment}")));
     }
     // Dimensions are at least one and their product fits `u64`; sizes beyond the address space exceed any file.
     let shape = shape.into_iter().map(|n| n as usize).collect();
-    Ok(Promise { name, format, shape, offset, size })
+    Ok(Promise { name, dtype, shape, offset, size })
 }
 
 /// Reads forward through bytes that may end anywhere.

@@ -1,6 +1,6 @@
 //! The tokenizer that a GGUF file describes in its metadata, built in memory.
 //!
-//! Two kinds exist in the llama family: `gpt2`, byte-level pairs in the order of a merge list, and `llama`,
+//! Two kinds are read: `gpt2`, byte-level pairs in the order of a merge list, and `llama`,
 //! SentencePiece pieces merged by score with single bytes as the last resort. Everything else is refused by name.
 
 use std::collections::HashMap;
@@ -31,8 +31,9 @@ const PRE: &str = "tokenizer.ggml.pre";
 const MAX_TOKEN_BYTES: usize = 1024;
 /// SentencePiece's visible space.
 const SPACE: &str = "\u{2581}";
-/// Control tokens that end a turn. Files made before `eot_token_id` existed name only the end of a document.
-const TURN_ENDS: &[&str] = &["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+/// Special tokens that end a turn or a document. A file names one or two of what generation_config.json lists.
+const ENDS: &[&str] =
+    &["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"];
 
 /// Token types, by the numbers that files use (those of SentencePiece).
 const UNKNOWN: i64 = 2;
@@ -83,9 +84,9 @@ impl TokenizerParts {
         if prefix.is_some() || suffix.is_some() {
             encoder.with_post_processor(Some(vocabulary.template(prefix, suffix)?));
         }
-        let turn_ends = vocabulary.specials().filter(|(_, text, _)| TURN_ENDS.contains(text)).map(|(id, _, _)| id);
+        let named_ends = vocabulary.specials().filter(|(_, text, _)| ENDS.contains(text)).map(|(id, _, _)| id);
         let mut end_tokens: Vec<TokenId> =
-            [eos, id("eot")?, id("eom")?].into_iter().flatten().chain(turn_ends).collect();
+            [eos, id("eot")?, id("eom")?].into_iter().flatten().chain(named_ends).collect();
         end_tokens.sort_unstable();
         end_tokens.dedup();
         Ok(Self {

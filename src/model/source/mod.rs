@@ -17,7 +17,7 @@ use super::{TokenId, gguf};
 
 /// Opens a Hugging Face checkpoint folder or a `.gguf` file and checks all of it: configuration, tokenizer, and that
 /// every tensor has its place and shape. `max_model_len` is the context length to serve, if one was chosen; `progress`
-/// is told about what takes time (a folder is only mapped, a GGUF file is dequantised).
+/// is told about what takes time (a folder is only mapped, rows of a GGUF file may have to be put in order).
 pub fn open(path: &Path, max_model_len: Option<usize>, progress: Progress) -> Result<ModelSource, ModelError> {
     let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     match std::fs::metadata(path) {

@@ -1,7 +1,5 @@
 //! Why weights cannot be used: always names the file or the tensor.
 
-use super::Dtype;
-
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("{file}: {source}")]
@@ -20,15 +18,4 @@ pub enum WeightsError {
     Extra { count: usize, names: String },
     #[error("tensor `{tensor}` differs from `{twin}`, though tie_word_embeddings is true")]
     Untied { tensor: String, twin: String },
-}
-
-/// As config files and checkpoints write it.
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
-        })
-    }
 }

@@ -1,8 +1,10 @@
 //! Named tensors of a checkpoint, wherever they lie.
 //!
-//! Owns the bytes (memory maps or dequantised buffers) and their names. Never knows what a tensor is for.
+//! Owns the bytes (memory maps or buffers), what they mean, and their names. Never knows what a tensor is for.
 
 mod bind;
+mod blocks;
+mod dtype;
 mod error;
 mod mapped;
 mod nested;
@@ -11,6 +13,7 @@ pub mod safetensors;
 mod tests;
 
 pub use bind::{LayerTensors, MlpTensors, ModelTensors, NormTensors, bind};
+pub use dtype::Dtype;
 pub use error::WeightsError;
 pub use mapped::map;
 pub use nested::text_part;
@@ -18,22 +21,7 @@ pub use nested::text_part;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Element types that tensors may have once loaded (quantised GGUF blocks become F32).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Dtype {
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-        }
-    }
-}
+use rayon::prelude::*;
 
 /// Bytes that stay put for as long as any [`Tensor`] looks at them.
 pub trait Bytes: Send + Sync {
@@ -43,7 +31,8 @@ pub trait Bytes: Send + Sync {
     fn release(&self, _range: Range<usize>) {}
 }
 
-/// A tensor: a shared view of little-endian elements, row-major. Cheap to clone.
+/// A tensor: a shared view of little-endian elements, row-major. Its rows lie along the last dimension, of whole blocks
+/// where the elements are quantised. Cheap to clone.
 #[derive(Clone)]
 pub struct Tensor {
     pub name: Arc<str>,
@@ -60,10 +49,13 @@ impl Bytes for Vec<u8> {
     }
 }
 
+/// Elements that are worth a task of their own when many are converted.
+const MIN_TASK_ELEMENTS: usize = 1 << 14;
+
 impl Tensor {
     /// Panics when `range` does not hold exactly `shape` elements: callers check untrusted headers first.
     pub fn new(name: Arc<str>, dtype: Dtype, shape: Vec<usize>, bytes: Arc<dyn Bytes>, range: Range<usize>) -> Self {
-        assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), range.len(), "tensor {name}");
+        assert_eq!(size(dtype, &shape), range.len(), "tensor {name}");
         assert!(range.end <= bytes.as_bytes().len(), "tensor {name}");
         Self { name, dtype, shape, bytes, range }
     }
@@ -77,14 +69,15 @@ impl Tensor {
         self.bytes.release(self.range.clone());
     }
 
-    /// Rows `rows` of a matrix, sharing the bytes.
+    /// Items `rows` along the first dimension, sharing the bytes. Panics where that would cut a block (a quantised
+    /// vector has no rows to take).
     pub fn rows(&self, rows: Range<usize>) -> Tensor {
-        let row_bytes = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
         assert!(rows.end <= self.shape[0], "tensor {}", self.name);
+        let item_bytes = size(self.dtype, &self.shape[1..]);
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
-        let start = self.range.start + rows.start * row_bytes;
-        let range = start..start + rows.len() * row_bytes;
+        let start = self.range.start + rows.start * item_bytes;
+        let range = start..start + rows.len() * item_bytes;
         Tensor { name: self.name.clone(), dtype: self.dtype, shape, bytes: self.bytes.clone(), range }
     }
 
@@ -99,20 +92,32 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// All elements as float32, exactly.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let data = self.data();
-        match self.dtype {
-            Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => data.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::Bf16 => data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-        }
+    /// Elements of a row: the last dimension.
+    fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 
-    /// The same tensor with float32 elements of its own.
-    pub fn widen(&self) -> Tensor {
-        let bytes: Vec<u8> = self.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect();
-        let range = 0..bytes.len();
-        Tensor::new(self.name.clone(), Dtype::F32, self.shape.clone(), Arc::new(bytes), range)
+    /// Row `row` (counted over all dimensions but the last) as float32, exactly: quantised elements are what ggml's
+    /// reference makes of them, bit for bit. Panics where there is no such row, or `out` has not its length.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols(), "tensor {}", self.name);
+        let bytes = self.dtype.row_bytes(out.len());
+        blocks::decode(self.dtype, &self.data()[row * bytes..][..bytes], out);
     }
+
+    /// All elements as float32, exactly.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.num_elements()];
+        let cols = self.cols().clamp(1, out.len().max(1));
+        let rows = out.par_chunks_mut(cols).with_min_len(MIN_TASK_ELEMENTS.div_ceil(cols));
+        rows.enumerate().for_each(|(row, out)| self.read_row(row, out));
+        out
+    }
+}
+
+/// Bytes of a tensor. Panics where its rows are no whole blocks.
+fn size(dtype: Dtype, shape: &[usize]) -> usize {
+    let cols = shape.last().copied().unwrap_or(1);
+    assert!(cols.is_multiple_of(dtype.block_len()), "shape {shape:?} cuts {dtype} blocks");
+    shape.iter().product::<usize>() / dtype.block_len() * dtype.block_bytes()
 }

@@ -105,7 +105,7 @@ fn check_entry(value: &Value, data_len: usize) -> Result<(Dtype, TensorInfo), St
     if start > end || end > data_len {
         return Err(format!("offsets {start}..{end} lie outside the {data_len} bytes of data; is the file truncated?"));
     }
-    let num_bytes = info.shape.iter().try_fold(dtype.bytes(), |n, dim| n.checked_mul(*dim));
+    let num_bytes = info.shape.iter().try_fold(dtype.block_bytes(), |n, dim| n.checked_mul(*dim));
     if num_bytes != Some(end - start) {
         let shape = &info.shape;
         return Err(format!("shape {shape:?} of {dtype} does not fill its {} bytes of data", end - start));

@@ -11,6 +11,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::{Layout, Panel};
+use crate::model::weights::Dtype;
 
 /// Weights of a group.
 pub const GROUP: usize = 32;
@@ -96,6 +97,31 @@ impl Group {
         let tries = PLACES.map(|place| try_scale(largest / place));
         let best = tries.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
         best.map(|(_, group)| group).expect("some scales are tried")
+    }
+
+    /// A block of a file. Its numbers are those of `Q`, or have another zero.
+    pub fn of_block<Q: Quantised>(dtype: Dtype, block: &[u8]) -> Group {
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+        let mut group = Group { numbers: [0; GROUP], scale: half(0), min: f16::ZERO };
+        let (data, zero) = match dtype {
+            Dtype::Q8_0 => (&block[2..], 0),
+            Dtype::Q5_0 => (&block[6..], 16),
+            Dtype::Q4_0 => (&block[2..], 8),
+            Dtype::Q4_1 => {
+                group.min = half(2);
+                (&block[4..], 0)
+            }
+            other => unreachable!("{other} blocks are no groups"),
+        };
+        for (k, number) in group.numbers.iter_mut().enumerate() {
+            let number_of_file = match dtype {
+                Dtype::Q8_0 => data[k],
+                Dtype::Q5_0 => (data[k % 16] >> (k / 16 * 4)) & 15 | (block[2 + k / 8] >> (k % 8) & 1) << 4,
+                _ => (data[k % 16] >> (k / 16 * 4)) & 15,
+            };
+            *number = number_of_file.wrapping_sub(zero).wrapping_add(Q::ZERO);
+        }
+        group
     }
 
     /// Weight `k` of the group.

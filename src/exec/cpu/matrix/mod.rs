@@ -19,7 +19,7 @@ pub use self::group::{GROUP, Int4, Int4Min, Int8, Quantised};
 
 use super::isa::Isa;
 use super::memory::Pages;
-use crate::model::weights::{Dtype, Tensor};
+use crate::model::weights::Tensor;
 
 /// `[out, in]`, shared: a clone refers to the same bytes, also in another executor of the same level.
 #[derive(Clone)]
@@ -160,7 +160,7 @@ impl CpuMatrix {
     ///
     /// `format`: `None` as the parts have it.
     pub fn new(isa: Isa, parts: &[Tensor], format: Option<Format>) -> CpuMatrix {
-        CpuMatrix(Arc::new(pack::pack(isa, parts, format.unwrap_or_else(|| format_of(parts)))))
+        CpuMatrix(Arc::new(pack::pack(isa, parts, format.unwrap_or_else(|| pack::format_of(parts)))))
     }
 
     pub fn layout(&self) -> &Layout {
@@ -210,17 +210,6 @@ fn gather_groups<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, bytes
     for (index, to) in to.chunks_mut(GROUP).enumerate() {
         let group = group::get::<Q>(layout, panel, lane, index, bytes);
         to.iter_mut().enumerate().for_each(|(k, x)| *x = group.value::<Q>(k) * scale);
-    }
-}
-
-/// The format in which weights of these dtypes stand in memory.
-fn format_of(parts: &[Tensor]) -> Format {
-    let first = parts.first().expect("a matrix has at least one part").dtype;
-    match first {
-        _ if parts.iter().any(|part| part.dtype != first) => Format::F32,
-        Dtype::F32 => Format::F32,
-        Dtype::F16 => Format::F16,
-        Dtype::Bf16 => Format::Bf16,
     }
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::super::isa::Isa;
 use super::super::memory::{Pages, Shared};
-use super::group::{self, GROUP, Group, Int4, Int8};
+use super::group::{self, GROUP, Group, Int4, Int4Min, Int8, Quantised};
 use super::{Format, Layout, Packed, Panel};
 use crate::model::weights::{Dtype, Tensor};
 
@@ -33,8 +33,8 @@ pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
             for lane in 0..panel.num_rows {
                 let row = panel.first_row + lane;
                 let part = first_rows.partition_point(|first| *first <= row) - 1;
-                read_row(&parts[part], row - first_rows[part], values);
-                write_lane(&layout, panel, lane, values, to);
+                let lane = Lane { layout: &layout, panel, lane };
+                lane.write(&parts[part], row - first_rows[part], values, to);
             }
         },
     );
@@ -42,47 +42,65 @@ pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
     Packed { layout, bytes }
 }
 
-/// One row as float32, exactly.
-fn read_row(tensor: &Tensor, row: usize, to: &mut [f32]) {
-    let row_bytes = to.len() * tensor.dtype.bytes();
-    let bytes = &tensor.data()[row * row_bytes..][..row_bytes];
-    match tensor.dtype {
-        Dtype::F32 => read(bytes, to, f32::from_le_bytes),
-        Dtype::F16 => read(bytes, to, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::Bf16 => read(bytes, to, |b| bf16::from_le_bytes(b).to_f32()),
+/// The format in which weights stand in memory so that no number changes: a file's own, where the kernels know it.
+pub(super) fn format_of(parts: &[Tensor]) -> Format {
+    let all = |dtypes: &[Dtype]| parts.iter().all(|part| dtypes.contains(&part.dtype));
+    match () {
+        _ if all(&[Dtype::F16]) => Format::F16,
+        _ if all(&[Dtype::Bf16]) => Format::Bf16,
+        _ if all(&[Dtype::Q4_0]) => Format::Int4,
+        _ if all(&[Dtype::Q4_1]) => Format::Int4Min,
+        _ if all(&[Dtype::Q8_0, Dtype::Q5_0, Dtype::Q4_0]) => Format::Int8,
+        _ => Format::F32,
     }
 }
 
-fn read<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    bytes.as_chunks().0.iter().zip(to).for_each(|(bytes, x)| *x = value(*bytes));
-}
-
-fn write_lane(layout: &Layout, panel: Panel, lane: usize, values: &[f32], to: &mut [u8]) {
-    match layout.format {
-        Format::F32 => scatter(layout, panel, lane, values, to, f32::to_ne_bytes),
-        Format::F16 => scatter(layout, panel, lane, values, to, |x| f16::from_f32(x).to_ne_bytes()),
-        Format::Bf16 => scatter(layout, panel, lane, values, to, |x| bf16::from_f32(x).to_ne_bytes()),
-        Format::Int8 => {
-            for (index, values) in values.chunks(GROUP).enumerate() {
-                group::put::<Int8>(layout, panel, lane, index, &Group::int8(values), to);
-            }
-        }
-        Format::Int4 | Format::Int4Min => {
-            for (index, values) in values.chunks(GROUP).enumerate() {
-                group::put::<Int4>(layout, panel, lane, index, &Group::int4(values), to);
-            }
-        }
-    }
-}
-
-fn scatter<const N: usize>(
-    layout: &Layout,
+/// Where a row goes.
+struct Lane<'a> {
+    layout: &'a Layout,
     panel: Panel,
     lane: usize,
-    values: &[f32],
-    to: &mut [u8],
-    element: impl Fn(f32) -> [u8; N],
-) {
-    let (to, _) = to.as_chunks_mut();
-    values.iter().enumerate().for_each(|(k, &x)| to[layout.element(panel, lane, k)] = element(x));
+}
+
+impl Lane<'_> {
+    /// `to` is the panel; `values` has room for a row.
+    fn write(&self, from: &Tensor, row: usize, values: &mut [f32], to: &mut [u8]) {
+        let format = self.layout.format;
+        match (from.dtype, format) {
+            (Dtype::Q8_0 | Dtype::Q5_0 | Dtype::Q4_0, Format::Int8) => {
+                return self.copy::<Int8>(from, row, to);
+            }
+            (Dtype::Q4_0, Format::Int4) => return self.copy::<Int4>(from, row, to),
+            (Dtype::Q4_1, Format::Int4Min) => return self.copy::<Int4Min>(from, row, to),
+            _ => from.read_row(row, values),
+        }
+        match format {
+            Format::F32 => self.scatter(values, to, f32::to_ne_bytes),
+            Format::F16 => self.scatter(values, to, |x| f16::from_f32(x).to_ne_bytes()),
+            Format::Bf16 => self.scatter(values, to, |x| bf16::from_f32(x).to_ne_bytes()),
+            Format::Int8 => self.round::<Int8>(values, Group::int8, to),
+            Format::Int4 => self.round::<Int4>(values, Group::int4, to),
+            Format::Int4Min => unreachable!("only a file's own blocks have minima"),
+        }
+    }
+
+    fn scatter<const N: usize>(&self, values: &[f32], to: &mut [u8], element: impl Fn(f32) -> [u8; N]) {
+        let (to, _) = to.as_chunks_mut();
+        values.iter().enumerate().for_each(|(k, &x)| to[self.layout.element(self.panel, self.lane, k)] = element(x));
+    }
+
+    fn round<Q: Quantised>(&self, values: &[f32], group: impl Fn(&[f32]) -> Group, to: &mut [u8]) {
+        for (index, values) in values.chunks(GROUP).enumerate() {
+            group::put::<Q>(self.layout, self.panel, self.lane, index, &group(values), to);
+        }
+    }
+
+    /// The file's blocks as groups: the same numbers, scales and minima in other places.
+    fn copy<Q: Quantised>(&self, from: &Tensor, row: usize, to: &mut [u8]) {
+        let row_bytes = from.dtype.row_bytes(self.layout.cols);
+        let blocks = from.data()[row * row_bytes..][..row_bytes].chunks_exact(from.dtype.block_bytes());
+        for (index, block) in blocks.enumerate() {
+            group::put::<Q>(self.layout, self.panel, self.lane, index, &Group::of_block::<Q>(from.dtype, block), to);
+        }
+    }
 }

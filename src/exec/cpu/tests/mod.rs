@@ -47,21 +47,18 @@ impl Random {
     /// A matrix of random elements, its bytes at an odd place, and its values as stored.
     pub fn tensor(&mut self, dtype: Dtype, rows: usize, cols: usize) -> (Tensor, Vec<f32>) {
         let mut bytes = vec![0xffu8];
-        let mut values = Vec::new();
         for x in self.values(rows * cols) {
             match dtype {
                 Dtype::F32 => bytes.extend(x.to_le_bytes()),
                 Dtype::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
                 Dtype::Bf16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+                quantised => panic!("{quantised} elements are not made one by one"),
             }
-            values.push(match dtype {
-                Dtype::F32 => x,
-                Dtype::F16 => f16::from_f32(x).to_f32(),
-                Dtype::Bf16 => bf16::from_f32(x).to_f32(),
-            });
         }
         let range = 1..bytes.len();
-        (Tensor::new("test.weight".into(), dtype, vec![rows, cols], Arc::new(Owned(bytes)), range), values)
+        let tensor = Tensor::new("test.weight".into(), dtype, vec![rows, cols], Arc::new(Owned(bytes)), range);
+        let values = tensor.to_f32();
+        (tensor, values)
     }
 }
 

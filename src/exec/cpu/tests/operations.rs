@@ -209,3 +209,59 @@ fn equal_router_logits_choose_the_lower_experts() {
     ops.moe(&x, &four, &moe(4), Activation::Silu, &mut b);
     assert_ne!(bits(a.values()), bits(b.values()));
 }
+
+/// Every kind of block that the kernels take as it is: the embedding shows each number exactly, products come near.
+#[test]
+fn blocks_of_a_file_are_computed_as_they_are() {
+    let (rows, k) = (21, 96);
+    for dtype in [Dtype::Q8_0, Dtype::Q5_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_1] {
+        let mut random = Random(11);
+        let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(k)).map(|_| random.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            block[..2].copy_from_slice(&f16::from_f32(0.01 * random.value()).to_le_bytes());
+            if matches!(dtype, Dtype::Q4_1 | Dtype::Q5_1) {
+                block[2..4].copy_from_slice(&f16::from_f32(0.1 * random.value()).to_le_bytes());
+            }
+        }
+        let all = 0..bytes.len();
+        let tensor = Tensor::new("blocks".into(), dtype, vec![rows, k], Arc::new(bytes), all);
+        let x = random.rows(7, k);
+        let exact = twins::matmul(x.values(), &tensor.to_f32(), k, None);
+        for (isa, compute, tolerance) in
+            Isa::available().flat_map(|isa| [(isa, Compute::F32, 2e-5), (isa, Compute::Int8, 3e-2)])
+        {
+            let mut ops = computing(isa, compute, 1);
+            let w = ops.load_matrix(std::slice::from_ref(&tensor));
+            let batch = Batch { tokens: (0..rows as u32).collect(), ..Batch::default() };
+            let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
+            ops.embed(&batch, &w, 1.0, &mut stored);
+            assert_eq!(bits(stored.values()), bits(&tensor.to_f32()), "{isa} {dtype}");
+            ops.matmul(&x, &w, None, &mut out);
+            assert_close(out.values(), &exact, tolerance, &format!("{isa} {compute} {dtype}"));
+        }
+    }
+}
+
+/// As a GGUF file may store q and v.
+#[test]
+fn parts_of_several_dtypes_are_one_matrix() {
+    let (mut random, k) = (Random(5), 64);
+    let (plain, mut w) = random.tensor(Dtype::Bf16, 3, k);
+    let mut block = |_| {
+        let quants = random.values(32).into_iter().map(|x| (x * 127.0) as i8 as u8).collect();
+        [f16::from_f32(0.01).to_le_bytes().to_vec(), quants].concat()
+    };
+    let blocks: Vec<u8> = (0..5 * k / 32).flat_map(&mut block).collect();
+    let all = 0..blocks.len();
+    let quantised = Tensor::new("q".into(), Dtype::Q8_0, vec![5, k], Arc::new(blocks), all);
+    w.extend(quantised.to_f32());
+    let x = random.rows(2, k);
+    let exact = twins::matmul(x.values(), &w, k, None);
+    for isa in Isa::available() {
+        let mut ops = ops(isa, 1);
+        let w = ops.load_matrix(&[plain.clone(), quantised.clone()]);
+        let mut out = CpuRows::default();
+        ops.matmul(&x, &w, None, &mut out);
+        assert_close(ops.read(&out), &exact, 2e-5, &isa.to_string());
+    }
+}
