@@ -8,13 +8,10 @@ use std::time::Duration;
 use actix::Message;
 
 use super::ended::Ended;
-use super::events::Sink;
 use crate::base::error::Error;
 use crate::exec::ExecError;
 use crate::model::TokenId;
 use crate::sample::{SamplingParams, TokenLogprobs};
-use crate::sched::LaneStats;
-use crate::sched::job::Job;
 use crate::sched::plan::{StepOutput, StepPlan, Tokens};
 
 // ── request ────────────────────────────────────────────────────────────────────────────────────────
@@ -166,13 +163,8 @@ impl FinishReason {
 
 // ── scheduler ──────────────────────────────────────────────────────────────────────────────────────
 
-/// To a scheduler: a job to run. Answered as soon as it is queued.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Submit(pub Job<Sink>);
-
-/// To a scheduler: look again (a cancel flag was set, or there is something to steal). Losing one is harmless:
-/// flags are looked at on every step, and a lane with work never sleeps.
+/// To a scheduler: look again (a job is in the inbox, a cancel flag was set, or there is something to steal). Losing one
+/// to a full mailbox is harmless: others are in it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Wake;
@@ -182,14 +174,13 @@ pub struct Wake;
 #[rtype(result = "()")]
 pub struct Tick;
 
-/// To a scheduler: your numbers, and proof that you live.
+/// To a scheduler: how you are, and proof that you live.
 #[derive(Message)]
 #[rtype(result = "LaneReport")]
 pub struct Inspect;
 
 #[derive(Debug, Clone)]
 pub struct LaneReport {
-    pub stats: LaneStats,
     /// Age of the step in flight.
     pub step_age: Option<Duration>,
     /// With work and no step in flight: since when. A lane that works has none for longer than a blink.
