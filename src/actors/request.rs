@@ -15,7 +15,7 @@ use super::admit::{Admitted, admit, submit};
 use super::choice::Choice;
 use super::ended::{Ended, Times};
 use super::events::{EventQueue, Sink};
-use super::messages::{Accepted, Begin, EventsReady, Generation, PromptsStarted, Shutdown, StreamEnded, Usage};
+use super::messages::{Accepted, Begin, EventsReady, Generation, PromptsStarted, Shutdown, StreamEnded, Texts, Usage};
 use super::outlet::OutletWriter;
 use super::quota::Lease;
 use super::services::{LiveId, Services};
@@ -136,6 +136,7 @@ impl RequestActor {
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times::new(self.began_us, self.submitted_us),
             tally: Tally::default(),
+            texts: Texts::default(),
             state: State::Open,
             overflow: None,
             _open: self.services.live.open_stream(),
