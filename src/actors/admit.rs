@@ -8,7 +8,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::events::Sink;
-use super::messages::{Begin, Generation, Prepare, Submit};
+use super::messages::{Begin, Generation, Prepare};
 use super::quota::{Lease, Reserve};
 use super::services::Services;
 use crate::base::error::Error;
@@ -89,15 +89,13 @@ pub async fn in_turn<T: Send + 'static>(
 }
 
 /// Places each job and hands it over. A failure leaves those that are in to whoever holds their cancel flags.
-pub async fn submit(services: Arc<Services>, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
+pub fn submit(services: &Services, jobs: Vec<Job<Sink>>) -> Result<(), Error> {
     for job in jobs {
-        let placed = services.lanes.place(&job);
-        let (lane, address) = placed.ok_or_else(|| Error::unavailable("no lane is running", 1))?;
+        let lane = services.lanes.place(&job).ok_or_else(|| Error::unavailable("no lane is running", 1))?;
         // Signed, here and in the other spans: the bridge to OpenTelemetry makes texts of unsigned numbers.
         let (request, prompt_tokens) = (job.request.0 as i64, job.prompt.len() as i64);
         let span = tracing::info_span!("submit", lane = lane as i64, request, prompt_tokens);
-        let sent = address.send(Submit(job)).instrument(span).await;
-        sent.map_err(|e| Error::unavailable("the lane is being restarted; try again", 1).with_internal(e))?;
+        span.in_scope(|| services.lanes.submit(lane, job));
     }
     Ok(())
 }

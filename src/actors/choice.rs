@@ -3,7 +3,7 @@
 //! Pure: no actor, no clock. Text is held back while it could still become a stop string, and tokens (kept only when
 //! log-probabilities were asked for) travel with the text they led to.
 
-use super::messages::{Delta, FinishReason};
+use super::messages::{Delta, FinishReason, Texts};
 use crate::base::metrics::metrics;
 use crate::model::text::{Detokenizer, StopMatcher};
 use crate::sample::{Sampled, TokenLogprobs};
@@ -41,22 +41,30 @@ impl Choice {
         self.num_tokens
     }
 
-    /// Counts a token, and records time to first token, then the time between tokens.
-    pub fn clock_token(&mut self, now_us: u64, began_us: u64) {
+    /// Counts a token, and records time to first token, then the time between tokens. False for one that came together
+    /// with the one before, which the caller records with others of its kind.
+    pub fn clock_token(&mut self, now_us: u64, began_us: u64) -> bool {
         self.num_tokens += 1;
         match self.last_token_us.replace(now_us) {
             None => metrics().ttft_s.record(now_us.saturating_sub(began_us) as f64 / 1e6),
+            Some(last) if last == now_us => return false,
             Some(last) => metrics().itl_s.record(now_us.saturating_sub(last) as f64 / 1e6),
         }
+        true
     }
 
-    /// Takes a token; `ends` says that it is a stop token, which has no text of its own. Returns what can be shown now.
-    pub fn push(&mut self, index: u32, sampled: Sampled, ends: bool) -> Option<Delta> {
+    /// Takes a token; `ends` says that it is a stop token, which has no text of its own. What can be shown now is added
+    /// to `texts` if it is a text alone, and returned if there is more to it.
+    pub fn push(&mut self, index: u32, sampled: Sampled, ends: bool, texts: &mut Texts) -> Option<Delta> {
         if self.done {
             return None;
         }
-        self.tokens.extend(sampled.logprobs);
+        self.tokens.extend(sampled.logprobs.map(|logprobs| *logprobs));
         if ends {
+            return None;
+        }
+        if self.tokens.is_empty() && self.stops.is_idle() {
+            texts.push(self.detokenizer.push(sampled.token));
             return None;
         }
         let stopped = self.stops.push(self.detokenizer.push(sampled.token));

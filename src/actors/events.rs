@@ -60,7 +60,7 @@ impl EventQueue {
         Batch { events: std::mem::replace(&mut state.events, spare), closed: state.closed }
     }
 
-    fn push(&self, request: RequestId, events: Vec<Event>) {
+    fn push(&self, request: RequestId, events: impl IntoIterator<Item = Event>) {
         let mut state = self.lock();
         state.events.extend(events.into_iter().map(|e| (request, e)));
         self.wake(state);
@@ -95,7 +95,7 @@ impl Sink {
         Self(Arc::new(SinkInner(queue)))
     }
 
-    pub fn push(&self, request: RequestId, events: Vec<Event>) {
+    pub fn push(&self, request: RequestId, events: impl IntoIterator<Item = Event>) {
         self.0.0.push(request, events);
     }
 }

@@ -1,4 +1,4 @@
-//! The executor actor: one device, one thread of its own, one step at a time.
+//! The executor actor: one device, one step at a time, on its lane's thread.
 //!
 //! Never knows what a request is. A panic in a step is caught here and becomes an error of that step. The device itself
 //! belongs to the actor's owner and outlives the actor. A device that is lost is the scheduler's to notice.

@@ -1,10 +1,13 @@
 //! The lanes of this process as the rest of it sees them.
 //!
 //! Owns the seats of each lane's scheduler and executor (the supervisor replaces those that died), what lanes publish about
-//! themselves, and the windows through which they steal from each other. Never plans.
+//! themselves, the inboxes through which jobs reach them, and the windows through which they steal from each other. Never
+//! plans.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use actix::Addr;
 use arc_swap::ArcSwap;
@@ -15,14 +18,15 @@ use super::executor::ExecutorActor;
 use super::messages::Wake;
 use super::scheduler::SchedulerActor;
 use super::seat::Seat;
+use crate::base::clock;
 use crate::sched::affinity::Affinity;
 use crate::sched::job::Job;
-use crate::sched::{IdleLanes, LaneLoad, LaneStats, VictimOrder, place, search};
+use crate::sched::{IdleLanes, Inbox, LaneLoad, LaneStats, Stock, VictimOrder, place, search};
 
 /// Backlog that a longer cached prefix is worth: about what recomputing a long system prompt costs.
 const MAX_MARGIN_TOKENS: usize = 2048;
 
-type Windows = Vec<Stealer<Job<Sink>>>;
+type Windows = Vec<Stock<Sink>>;
 
 /// Shared by everyone who talks to lanes.
 pub struct Lanes {
@@ -37,6 +41,9 @@ pub struct Lanes {
 struct Slot {
     scheduler: Seat<SchedulerActor>,
     executor: Seat<ExecutorActor>,
+    inbox: Arc<Inbox<Sink>>,
+    /// On the scale of [`clock::now_us`]; 0 while no step is under way.
+    step_began_us: AtomicU64,
     stats: Mutex<LaneStats>,
     /// Its device is gone: what is sent there can only fail.
     is_lost: AtomicBool,
@@ -48,10 +55,13 @@ impl Lanes {
     pub const MAX: usize = <IdleLanes>::MAX_LANES;
 
     /// `windows` has one stealer for each lane.
-    pub fn new(windows: Windows) -> Arc<Self> {
+    pub fn new(windows: Vec<Stealer<Job<Sink>>>) -> Arc<Self> {
         assert!((1..=Self::MAX).contains(&windows.len()), "{} lanes", windows.len());
+        let lanes: Vec<Slot> = windows.iter().map(|_| Slot::default()).collect();
+        let stock = |(window, slot): (_, &Slot)| Stock { window, inbox: slot.inbox.clone() };
+        let windows: Windows = windows.into_iter().zip(&lanes).map(stock).collect();
         Arc::new(Self {
-            lanes: windows.iter().map(|_| Slot::default()).collect(),
+            lanes,
             idle: IdleLanes::default(),
             windows: ArcSwap::from_pointee(windows),
             affinity: Affinity::default(),
@@ -75,11 +85,11 @@ impl Lanes {
     pub fn replace_window(&self, lane: usize, window: Stealer<Job<Sink>>) -> Vec<Job<Sink>> {
         let old = self.windows.load_full();
         let mut windows = (*old).clone();
-        windows[lane] = window;
+        windows[lane].window = window;
         self.windows.store(Arc::new(windows));
         std::iter::from_fn(|| {
             loop {
-                match old[lane].steal() {
+                match old[lane].window.steal() {
                     crossbeam::deque::Steal::Success(job) => return Some(job),
                     crossbeam::deque::Steal::Empty => return None,
                     crossbeam::deque::Steal::Retry => {}
@@ -123,15 +133,15 @@ impl Lanes {
         self.lanes[lane].stats.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The lane that a job should go to, and its address. None when no lane lives.
-    pub fn place(&self, job: &Job<Sink>) -> Option<(usize, Addr<SchedulerActor>)> {
-        let alive = |lane: usize| self.address(lane).filter(|address| !self.is_lost(lane) && address.connected());
+    /// The lane that a job should go to. None when no lane lives.
+    pub fn place(&self, job: &Job<Sink>) -> Option<usize> {
+        let is_alive = |lane: usize| !self.is_lost(lane) && self.scheduler(lane).is_alive();
         if self.len() == 1 {
-            return Some((0, alive(0)?));
+            return is_alive(0).then_some(0);
         }
         let seen = self.affinity.seen(&job.prompt, job.salt, self.len());
         let (lanes, loads): (Vec<_>, Vec<_>) = (0..self.len())
-            .filter(|&lane| alive(lane).is_some())
+            .filter(|&lane| is_alive(lane))
             .map(|lane| {
                 let stats = self.stats(lane);
                 let load = LaneLoad {
@@ -146,7 +156,26 @@ impl Lanes {
         self.affinity.learn(&job.prompt, job.salt, lane);
         // What is on its way counts until the lane speaks for itself, or a burst would all go to one lane.
         self.stats_of(lane).waiting_tokens += job.prompt.len();
-        Some((lane, alive(lane)?))
+        Some(lane)
+    }
+
+    /// Gives a job to a lane. That never waits for a step: the lane takes it before its next plan, or another lane does.
+    pub fn submit(&self, lane: usize, job: Job<Sink>) {
+        let is_first = self.lanes[lane].inbox.push(job);
+        if self.idle.is_at_work(lane) {
+            self.share();
+        } else if let Some(address) = self.address(lane).filter(|_| is_first) {
+            let _ = address.try_send(Wake);
+        }
+        if self.is_given_up(lane) {
+            // It was given up meanwhile. Nobody will look: the jobs drop, and their sinks tell.
+            self.take_inbox(lane);
+        }
+    }
+
+    /// Everything that was submitted to the lane and not stolen since the last call.
+    pub fn take_inbox(&self, lane: usize) -> VecDeque<Job<Sink>> {
+        self.lanes[lane].inbox.take_all()
     }
 
     /// Makes every lane look at its cancel flags now.
@@ -163,13 +192,27 @@ impl Lanes {
         if may_sleep { self.idle.go_idle(thief, limit, &windows, order) } else { search(thief, limit, &windows, order) }
     }
 
-    /// Lane `lane` has something to do.
-    pub fn wake_up(&self, lane: usize) {
-        self.idle.wake_up(lane);
+    /// The lane's thread is taken by a step from now on. What it may have left for others is shown to them.
+    pub fn begin_step(&self, lane: usize) {
+        self.lanes[lane].step_began_us.store(clock::now_us().max(1), Ordering::Relaxed);
+        self.idle.begin_step(lane);
+        self.share();
     }
 
-    /// To be called by a lane that may have left something for others: wakes a sleeping lane if there is something for it to take.
-    pub fn share(&self) {
+    /// The lane plans next.
+    pub fn end_step(&self, lane: usize) {
+        self.lanes[lane].step_began_us.store(0, Ordering::Relaxed);
+        self.idle.end_step(lane);
+    }
+
+    /// How long the lane's step has been under way, if one is.
+    pub fn step_age(&self, lane: usize) -> Option<Duration> {
+        let began = self.lanes[lane].step_began_us.load(Ordering::Relaxed);
+        (began > 0).then(|| Duration::from_micros(clock::now_us().saturating_sub(began)))
+    }
+
+    /// Wakes a sleeping lane if there is something for it to take.
+    fn share(&self) {
         if self.len() == 1 {
             return;
         }

@@ -8,13 +8,10 @@ use std::time::Duration;
 use actix::Message;
 
 use super::ended::Ended;
-use super::events::Sink;
 use crate::base::error::Error;
 use crate::exec::ExecError;
 use crate::model::TokenId;
 use crate::sample::{SamplingParams, TokenLogprobs};
-use crate::sched::LaneStats;
-use crate::sched::job::Job;
 use crate::sched::plan::{StepOutput, StepPlan, Tokens};
 
 // ── request ────────────────────────────────────────────────────────────────────────────────────────
@@ -115,6 +112,8 @@ pub enum Item {
         prompt: usize,
         logprobs: Vec<TokenLogprobs>,
     },
+    /// Texts alone.
+    Texts(Texts),
     Delta(Delta),
     /// Last item of a good stream.
     End(Usage),
@@ -127,7 +126,12 @@ impl Item {
     pub fn approx_bytes(&self) -> usize {
         const ENVELOPE: usize = 200;
         ENVELOPE
+            * match self {
+                Item::Texts(texts) => texts.num_texts(),
+                _ => 1,
+            }
             + match self {
+                Item::Texts(texts) => texts.all().len(),
                 Item::Delta(d) => {
                     d.text.len() + d.tokens.len() * (16 + d.tokens.first().map_or(0, |t| t.top.len() * 40))
                 }
@@ -137,7 +141,49 @@ impl Item {
     }
 }
 
-/// New text of one choice. Concatenated over a stream, the texts are the whole answer.
+/// New texts of one choice, token by token: all that a token brings when nothing more was asked for. Together, because
+/// a batch may hold many tokens, and what each costs by itself is multiplied by them.
+#[derive(Debug, Default)]
+pub struct Texts {
+    /// As [`Delta::index`].
+    pub index: u32,
+    all: String,
+    /// Where each text ends.
+    ends: Vec<u32>,
+}
+
+impl Texts {
+    /// So that a response writes no larger piece at once than it means to.
+    pub const MAX: usize = 32;
+
+    /// One more; an empty one is none.
+    pub fn push(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.all.push_str(text);
+            self.ends.push(self.all.len() as u32);
+        }
+    }
+
+    pub fn num_texts(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// All texts in one.
+    pub fn all(&self) -> &str {
+        &self.all
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.all[start as usize..end as usize])
+    }
+}
+
+/// New text of one choice, and what came with it. Concatenated over a stream, the texts are the whole answer.
 #[derive(Debug, Default)]
 pub struct Delta {
     /// `prompt index × n + choice`.
@@ -166,13 +212,8 @@ impl FinishReason {
 
 // ── scheduler ──────────────────────────────────────────────────────────────────────────────────────
 
-/// To a scheduler: a job to run. Answered as soon as it is queued.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Submit(pub Job<Sink>);
-
-/// To a scheduler: look again (a cancel flag was set, or there is something to steal). Losing one is harmless:
-/// flags are looked at on every step, and a lane with work never sleeps.
+/// To a scheduler: look again (a job is in the inbox, a cancel flag was set, or there is something to steal). Losing one
+/// to a full mailbox is harmless: others are in it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Wake;
@@ -182,14 +223,13 @@ pub struct Wake;
 #[rtype(result = "()")]
 pub struct Tick;
 
-/// To a scheduler: your numbers, and proof that you live.
+/// To a scheduler: how you are, and proof that you live.
 #[derive(Message)]
 #[rtype(result = "LaneReport")]
 pub struct Inspect;
 
 #[derive(Debug, Clone)]
 pub struct LaneReport {
-    pub stats: LaneStats,
     /// Age of the step in flight.
     pub step_age: Option<Duration>,
     /// With work and no step in flight: since when. A lane that works has none for longer than a blink.
@@ -202,3 +242,18 @@ pub struct LaneReport {
 #[derive(Message)]
 #[rtype(result = "Result<StepOutput, ExecError>")]
 pub struct RunStep(pub Arc<StepPlan>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_stay_apart_and_add_up() {
+        let mut texts = Texts::default();
+        ["a", "", "ß\u{1f600}", "\n"].into_iter().for_each(|text| texts.push(text));
+        assert_eq!(texts.iter().collect::<Vec<_>>(), ["a", "ß\u{1f600}", "\n"]);
+        assert_eq!((texts.all(), texts.num_texts()), ("aß\u{1f600}\n", 3));
+        let bytes = Item::Texts(texts).approx_bytes();
+        assert_eq!(bytes, 3 * Item::End(Usage::default()).approx_bytes() + 8, "each is an event");
+    }
+}

@@ -1,17 +1,16 @@
 //! A lane's two posts: what it takes to start its scheduler and its executor, and to start them again.
 //!
-//! Owns their threads and the device. Never decides when: that is the supervisor's.
+//! Owns the device. They share the lane's thread. Never decides when: that is the supervisor's.
 //!
 //! Invariant: the device outlives every actor that runs steps on it; weights are loaded once.
 
 use std::sync::Arc;
 
-use actix::{Actor, Arbiter, Context};
+use actix::{Actor, ArbiterHandle, Context};
 
 use super::events::Sink;
 use super::executor::{Device, ExecutorActor};
 use super::lanes::Lanes;
-use super::messages::Submit;
 use super::scheduler::SchedulerActor;
 use super::supervisor::Ward;
 use crate::base::metrics::metrics;
@@ -19,35 +18,35 @@ use crate::exec::Executor;
 use crate::sched::job::Job;
 use crate::sched::{Lane, LaneConfig, LaneConfigError, StealWindow};
 
-/// Bounds the mailbox of a scheduler. Submissions wait for room, so this is no limit on requests (permits are).
+/// Bounds the mailbox of a scheduler: wake-ups, of which one is as good as many.
 const SCHEDULER_MAILBOX: usize = 256;
 
 pub struct SchedulerPost {
     index: usize,
     config: LaneConfig,
     steal_window: usize,
-    arbiter: Arbiter,
+    thread: ArbiterHandle,
     lanes: Arc<Lanes>,
 }
 
 impl SchedulerPost {
-    /// Starts a lane's scheduler on a thread of its own; `window` is known to `lanes` already.
+    /// Starts a lane's scheduler on the lane's thread. `window`, for `steal_window` jobs, is known to `lanes` already.
     pub fn start(
         index: usize,
         config: LaneConfig,
-        window: StealWindow<Sink>,
-        steal_window: usize,
+        (window, steal_window): (StealWindow<Sink>, usize),
+        thread: ArbiterHandle,
         lanes: &Arc<Lanes>,
     ) -> Result<Self, LaneConfigError> {
         let lane = Lane::new(config.clone())?;
-        let post = Self { index, config, steal_window, arbiter: Arbiter::new(), lanes: lanes.clone() };
+        let post = Self { index, config, steal_window, thread, lanes: lanes.clone() };
         post.install(lane, window);
         Ok(post)
     }
 
     fn install(&self, lane: Lane<Sink>, window: StealWindow<Sink>) {
         let (index, lanes) = (self.index, self.lanes.clone());
-        let address = Actor::start_in_arbiter(&self.arbiter.handle(), move |ctx: &mut Context<_>| {
+        let address = Actor::start_in_arbiter(&self.thread, move |ctx: &mut Context<_>| {
             ctx.set_mailbox_capacity(SCHEDULER_MAILBOX);
             SchedulerActor::new(index, lane, window, lanes)
         });
@@ -56,15 +55,12 @@ impl SchedulerPost {
 
     /// Jobs that stood in the dead scheduler's window go to whatever lane lives; where none does they drop, and their
     /// sinks tell.
-    fn rehouse(&self, orphans: Vec<Job<Sink>>) {
-        let lanes = self.lanes.clone();
-        actix::spawn(async move {
-            for job in orphans {
-                if let Some((_, address)) = lanes.place(&job) {
-                    let _ = address.send(Submit(job)).await;
-                }
+    fn rehouse(&self, orphans: impl IntoIterator<Item = Job<Sink>>) {
+        for job in orphans {
+            if let Some(lane) = self.lanes.place(&job) {
+                self.lanes.submit(lane, job);
             }
-        });
+        }
     }
 }
 
@@ -98,27 +94,28 @@ impl Ward for SchedulerPost {
         metrics().lane_health(self.index).given_up.set(1.0);
         let empty = StealWindow::new(0);
         self.rehouse(self.lanes.replace_window(self.index, empty.stealer()));
+        self.rehouse(self.lanes.take_inbox(self.index));
     }
 }
 
 pub struct ExecutorPost {
     index: usize,
     device: Device,
-    arbiter: Arbiter,
+    thread: ArbiterHandle,
     lanes: Arc<Lanes>,
 }
 
 impl ExecutorPost {
-    /// Starts a lane's executor on a thread of its own.
-    pub fn start(index: usize, executor: Box<dyn Executor>, lanes: &Arc<Lanes>) -> Self {
-        let post = Self { index, device: Device::new(executor), arbiter: Arbiter::new(), lanes: lanes.clone() };
+    /// Starts a lane's executor on the lane's thread.
+    pub fn start(index: usize, executor: Box<dyn Executor>, thread: ArbiterHandle, lanes: &Arc<Lanes>) -> Self {
+        let post = Self { index, device: Device::new(executor), thread, lanes: lanes.clone() };
         post.install();
         post
     }
 
     fn install(&self) {
         let device = self.device.clone();
-        let address = Actor::start_in_arbiter(&self.arbiter.handle(), |_| ExecutorActor::new(device));
+        let address = Actor::start_in_arbiter(&self.thread, |_| ExecutorActor::new(device));
         self.lanes.executor(self.index).install(address);
     }
 }
@@ -143,11 +140,13 @@ impl Ward for ExecutorPost {
 
 #[cfg(test)]
 mod tests {
+    use actix::Arbiter;
+
     use super::*;
     use crate::actors::events::EventQueue;
     use crate::sample::SamplingParams;
-    use crate::sched::Window;
     use crate::sched::job::{CancelFlag, Progress, RequestId, StopRules};
+    use crate::sched::{VictimOrder, Window};
 
     fn job(sink: Sink) -> Job<Sink> {
         Job {
@@ -167,6 +166,19 @@ mod tests {
     }
 
     #[test]
+    fn a_job_for_a_lane_in_a_step_is_whose_turn_comes_first() {
+        let window = StealWindow::new(4);
+        let lanes = Lanes::new(vec![window.stealer(), StealWindow::new(4).stealer()]);
+        let (queue, mut order) = (Arc::new(EventQueue::default()), VictimOrder::new(1));
+        lanes.begin_step(0);
+        (0..2).for_each(|_| lanes.submit(0, job(Sink::new(queue.clone()))));
+        assert_eq!(lanes.steal(1, 1, true, &mut order).len(), 1, "the other has room");
+        lanes.end_step(0);
+        assert_eq!(lanes.take_inbox(0).len(), 1, "and this one takes the rest when the step is over");
+        assert!(lanes.steal(1, 1, true, &mut order).is_empty());
+    }
+
+    #[test]
     fn a_lane_that_is_given_up_keeps_nobody_waiting() {
         actix::System::new().block_on(async {
             let mut window = StealWindow::new(4);
@@ -179,18 +191,18 @@ mod tests {
                 max_model_len: 64,
                 prefix_cache: true,
             };
-            let mut post = SchedulerPost { index: 0, config, steal_window: 4, arbiter: Arbiter::new(), lanes };
+            let thread = Arbiter::new();
+            let mut post = SchedulerPost { index: 0, config, steal_window: 4, thread: thread.handle(), lanes };
             let queue = Arc::new(EventQueue::default());
-            assert!(window.push(job(Sink::new(queue.clone()))).is_ok());
+            let sink = Sink::new(queue.clone());
+            assert!(window.push(job(sink.clone())).is_ok());
+            post.lanes.submit(0, job(sink));
             // Its scheduler dies: the window stands, and nobody looks into it any more.
             drop(window);
             assert!(!queue.take(Vec::new()).closed && !post.is_alive());
             post.give_up();
-            for _ in 0..100 {
-                tokio::task::yield_now().await;
-            }
             assert!(queue.take(Vec::new()).closed, "the request is told");
-            post.arbiter.stop();
+            thread.stop();
         });
     }
 }

@@ -15,7 +15,7 @@ use super::admit::{Admitted, admit, submit};
 use super::choice::Choice;
 use super::ended::{Ended, Times};
 use super::events::{EventQueue, Sink};
-use super::messages::{Accepted, Begin, EventsReady, Generation, PromptsStarted, Shutdown, StreamEnded, Usage};
+use super::messages::{Accepted, Begin, EventsReady, Generation, PromptsStarted, Shutdown, StreamEnded, Texts, Usage};
 use super::outlet::OutletWriter;
 use super::quota::Lease;
 use super::services::{LiveId, Services};
@@ -48,8 +48,6 @@ pub struct RequestActor {
     stream: Option<Addr<StreamActor>>,
     /// What the lanes say; read here only when the stream has died.
     queue: Option<Arc<EventQueue>>,
-    /// A short answer may end before the lane's word on its last job is read: the actor stops after both.
-    is_begun: bool,
     is_ended: bool,
 }
 
@@ -89,13 +87,24 @@ impl RequestActor {
             prompts: Vec::new(),
             stream: None,
             queue: None,
-            is_begun: false,
             is_ended: false,
         }
     }
 
-    /// Everything is reserved: build the jobs and the stream that will hear from them.
-    fn launch(&mut self, admitted: Admitted, ctx: &mut Context<Self>) -> Launch {
+    /// Everything is reserved: on to the lanes, unless nobody waits for the answer any more or everybody is to go.
+    fn go(&mut self, admitted: Admitted, ctx: &mut Context<Self>) -> Result<(), Error> {
+        if self.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {
+            return Err(Error::cancelled());
+        }
+        if self.services.live.is_over() {
+            return Err(Error::draining(1));
+        }
+        let jobs = self.launch(admitted, ctx);
+        self.span.in_scope(|| submit(&self.services, jobs))
+    }
+
+    /// Builds the jobs and the stream that will hear from them.
+    fn launch(&mut self, admitted: Admitted, ctx: &mut Context<Self>) -> Vec<Job<Sink>> {
         let Admitted { generation, permit, lease, deadline_us } = admitted;
         let queue = Arc::new(EventQueue::default());
         let sink = Sink::new(queue.clone());
@@ -127,6 +136,7 @@ impl RequestActor {
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times::new(self.began_us, self.submitted_us),
             tally: Tally::default(),
+            texts: Texts::default(),
             state: State::Open,
             overflow: None,
             _open: self.services.live.open_stream(),
@@ -137,7 +147,7 @@ impl RequestActor {
         self.stream = Some(stream.start());
         (self.permit, self.lease) = (Some(permit), Some(lease));
         self.prompts = generation.prompts;
-        Launch { jobs }
+        jobs
     }
 
     fn choices(&self, prompt: &Tokens, generation: &Generation) -> Vec<Choice> {
@@ -224,10 +234,6 @@ impl Drop for RequestActor {
 /// Numbers are process-wide and never reused, so a late message cannot reach another request.
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
-struct Launch {
-    jobs: Vec<Job<Sink>>,
-}
-
 impl Actor for RequestActor {
     type Context = Context<Self>;
 
@@ -248,30 +254,14 @@ impl Handler<Begin> for RequestActor {
     fn handle(&mut self, begin: Begin, _: &mut Self::Context) -> Self::Result {
         faults::hit("Request.Begin");
         let admit = admit(self.services.clone(), self.principal.clone(), begin).instrument(self.span.clone());
-        let launched = admit.into_actor(self).map(|admitted, request, ctx| {
-            if request.outlet.as_ref().is_none_or(OutletWriter::is_reader_gone) {
-                return Err(Error::cancelled());
+        Box::pin(admit.into_actor(self).map(|admitted, request, ctx| {
+            let result = admitted.and_then(|admitted| request.go(admitted, ctx));
+            if request.stream.is_none() {
+                ctx.stop();
             }
-            let admitted = admitted?;
-            if request.services.live.is_over() {
-                return Err(Error::draining(1));
-            }
-            Ok(request.launch(admitted, ctx))
-        });
-        Box::pin(launched.then(|launched, request, _| {
-            let services = request.services.clone();
-            let span = request.span.clone();
-            async move { submit(services, launched?.jobs).await }.instrument(span).into_actor(request).map(
-                |result, request, ctx| {
-                    request.is_begun = true;
-                    if request.is_ended || request.stream.is_none() {
-                        ctx.stop();
-                    }
-                    // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
-                    result.inspect_err(|_| request.cancels.iter().for_each(CancelFlag::set))?;
-                    Ok(Accepted { prompts: request.prompts.clone() })
-                },
-            )
+            // Jobs that did get in are cancelled by flag; the stream, if there is one, ends by itself.
+            result.inspect_err(|_| request.cancels.iter().for_each(CancelFlag::set))?;
+            Ok(Accepted { prompts: request.prompts.clone() })
         }))
     }
 }
@@ -296,9 +286,7 @@ impl Handler<StreamEnded> for RequestActor {
     fn handle(&mut self, StreamEnded(ended): StreamEnded, ctx: &mut Self::Context) {
         faults::hit("Request.StreamEnded");
         self.end(ended);
-        if self.is_begun {
-            ctx.stop();
-        }
+        ctx.stop();
     }
 }
 
@@ -311,9 +299,7 @@ impl Handler<EventsReady> for RequestActor {
         let is_over = self.queue.as_ref().is_none_or(|queue| queue.take(Vec::new()).closed);
         if is_over && !self.is_ended {
             self.end_unheard();
-            if self.is_begun {
-                ctx.stop();
-            }
+            ctx.stop();
         }
     }
 }

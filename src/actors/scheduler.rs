@@ -1,8 +1,12 @@
-//! The scheduler actor: one lane, one thread. A shell around [`Lane`] that gives it time, a window and an executor.
+//! The scheduler actor: one lane. A shell around [`Lane`] that gives it time, jobs, a window and an executor.
 //!
 //! Owns the lane and the step in flight. Never computes, never sees text.
 //!
-//! Handlers only enqueue; [`Tick`] plans, and runs once the mailbox is drained, so a step is formed from everything
+//! Shares its thread with the lane's executor: from a plan to its step and back there is no other thread to wake, which
+//! would cost more than a short step does. So it hears nothing during a step. What must not wait for one goes past it:
+//! jobs through an inbox that other lanes can take from ([`Lanes::submit`]), the step's age through [`Lanes::step_age`].
+//!
+//! Handlers only ask for a [`Tick`], which plans, and runs once the mailbox is drained, so a step is formed from everything
 //! that has arrived: the batch boundary. Permits bound what can be in the mailbox, so Tick cannot starve.
 
 use std::sync::Arc;
@@ -13,7 +17,7 @@ use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WrapFuture};
 
 use super::events::Sink;
 use super::lanes::Lanes;
-use super::messages::{Inspect, LaneReport, RunStep, Submit, Tick, Wake};
+use super::messages::{Inspect, LaneReport, RunStep, Tick, Wake};
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::base::{clock, faults};
 use crate::exec::ExecError;
@@ -47,6 +51,8 @@ pub struct SchedulerActor {
 impl SchedulerActor {
     /// `window` is lane `index`'s; its stealer must already be among the lanes' windows.
     pub fn new(index: usize, lane: Lane<Sink>, window: StealWindow<Sink>, lanes: Arc<Lanes>) -> Self {
+        // Its predecessor may have died with a step under way.
+        lanes.end_step(index);
         Self {
             index,
             lane,
@@ -72,19 +78,14 @@ impl SchedulerActor {
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
         if self.step_started.is_some() {
-            // Jobs that arrived during the step may be taken by an idle lane meanwhile.
-            self.lane.offer(&mut self.window);
-            self.lanes.share();
             return;
         }
+        self.lanes.take_inbox(self.index).into_iter().for_each(|job| self.lane.submit(job));
         let num_stolen = self.steal();
         let planned = self.lane.plan(clock::now_us(), &mut self.window);
         deliver(planned.deliveries);
         match planned.plan {
-            Some(plan) => {
-                self.run(plan, ctx);
-                self.lanes.share();
-            }
+            Some(plan) => self.run(plan, ctx),
             // What was stolen has ended without a step: look again before sleeping.
             None if num_stolen > 0 => self.tick_soon(ctx),
             None => {}
@@ -93,7 +94,7 @@ impl SchedulerActor {
     }
 
     fn run(&mut self, plan: StepPlan, ctx: &mut Context<Self>) {
-        self.lanes.wake_up(self.index);
+        self.lanes.begin_step(self.index);
         self.step_started = Some(Instant::now());
         self.metrics.step_tokens.record(plan.num_tokens() as f64);
         self.metrics.step_sequences.record(plan.rows.len() as f64);
@@ -105,9 +106,10 @@ impl SchedulerActor {
     }
 
     fn step_done(&mut self, outcome: Result<StepOutput, String>, ctx: &mut Context<Self>) {
+        self.lanes.end_step(self.index);
         self.progressed_at = Instant::now();
         if let Some(started) = self.step_started.take() {
-            self.metrics.step_s.record(started.elapsed().as_secs_f64());
+            self.metrics.step_s.record((self.progressed_at - started).as_secs_f64());
         }
         // Before the next plan: that may preempt a sequence, which another lane may then steal and bring to its end.
         deliver(match outcome {
@@ -227,16 +229,6 @@ impl Actor for SchedulerActor {
     }
 }
 
-impl Handler<Submit> for SchedulerActor {
-    type Result = ();
-
-    fn handle(&mut self, Submit(job): Submit, ctx: &mut Self::Context) {
-        faults::hit("Scheduler.Submit");
-        self.lane.submit(job);
-        self.tick_soon(ctx);
-    }
-}
-
 impl Handler<Wake> for SchedulerActor {
     type Result = ();
 
@@ -262,7 +254,6 @@ impl Handler<Inspect> for SchedulerActor {
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
         faults::hit("Scheduler.Inspect");
         MessageResult(LaneReport {
-            stats: self.lane.stats(),
             step_age: self.step_started.map(|t| t.elapsed()),
             idle_age: (self.lane.has_work() && self.step_started.is_none()).then(|| self.progressed_at.elapsed()),
         })

@@ -17,7 +17,7 @@ use super::choice::Choice;
 use super::ended::{Ended, Times};
 use super::events::EventQueue;
 use super::lanes::Lanes;
-use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Usage};
+use super::messages::{EventsReady, FinishReason, Item, Outcome, PromptsStarted, Shutdown, StreamEnded, Texts, Usage};
 use super::outlet::OutletWriter;
 use super::request::RequestActor;
 use super::services::OpenStream;
@@ -52,6 +52,8 @@ pub struct StreamActor {
     pub(super) usage: Usage,
     pub(super) times: Times,
     pub(super) tally: Tally,
+    /// Not handed over yet; empty between batches.
+    pub(super) texts: Texts,
     pub(super) state: State,
     /// Bytes of a backlog beyond the bound, until it is looked at again.
     pub(super) overflow: Option<usize>,
@@ -69,6 +71,8 @@ pub struct StreamActor {
 pub(super) struct Tally {
     generated: u64,
     streamed: u64,
+    /// Those that came together with the one before.
+    together: u64,
     has_length: bool,
 }
 
@@ -99,6 +103,7 @@ impl StreamActor {
 
     /// Stops the work behind the stream; the actor itself stays until the lanes confirm.
     fn abandon(&mut self, state: State) {
+        self.hand_over();
         if self.state == State::Open {
             self.state = state;
             self.cancels.iter().for_each(CancelFlag::set);
@@ -125,11 +130,16 @@ impl StreamActor {
                     return;
                 }
                 self.usage.completion_tokens += 1;
-                entry.clock_token(now, self.times.began_us);
+                self.tally.together += u64::from(!entry.clock_token(now, self.times.began_us));
                 self.times.token(now);
                 self.tally.generated += 1;
                 self.tally.streamed += u64::from(self.state == State::Open);
-                if let Some(delta) = entry.push(index, sampled, ends) {
+                if self.texts.index != index || self.texts.num_texts() >= Texts::MAX {
+                    self.hand_over();
+                    self.texts.index = index;
+                }
+                let entry = &mut self.choices[index as usize];
+                if let Some(delta) = entry.push(index, sampled, ends, &mut self.texts) {
                     if delta.finish.is_some() {
                         // A stop string: the lane drops the choice without a word, before its next step.
                         entry.released = true;
@@ -165,6 +175,20 @@ impl StreamActor {
     }
 
     fn put(&mut self, item: Item) {
+        self.hand_over();
+        self.put_next(item);
+    }
+
+    /// The texts that have gathered.
+    fn hand_over(&mut self) {
+        if !self.texts.is_empty() {
+            let texts = std::mem::take(&mut self.texts);
+            self.texts.index = texts.index;
+            self.put_next(Item::Texts(texts));
+        }
+    }
+
+    fn put_next(&mut self, item: Item) {
         if self.state != State::Open {
             return;
         }
@@ -240,11 +264,12 @@ impl StreamActor {
 
     /// Tells the metrics what the batch brought.
     fn report_tokens(&mut self) {
-        let Tally { generated, streamed, .. } = self.tally;
+        let Tally { generated, streamed, together, .. } = self.tally;
         if generated > 0 {
             metrics().generated_tokens.increment(generated);
             metrics().hops.stream.increment(streamed);
-            (self.tally.generated, self.tally.streamed) = (0, 0);
+            metrics().itl_s.record_many(0.0, together);
+            self.tally = Tally { has_length: self.tally.has_length, ..Tally::default() };
         }
     }
 
@@ -323,6 +348,7 @@ impl Handler<EventsReady> for StreamActor {
             self.on_event(request, event, next, now);
         }
         drop(events);
+        self.hand_over();
         self.spare = batch.events;
         self.report_tokens();
         self.bound_backlog(ctx);

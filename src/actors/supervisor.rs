@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, AsyncContext, Context};
+use actix::{Actor, Arbiter, AsyncContext, Context};
 
 use super::events::Sink;
 use super::lanes::Lanes;
@@ -114,8 +114,9 @@ impl Wards {
         let windows: Vec<StealWindow<Sink>> = seeds.iter().map(|s| StealWindow::new(s.steal_window)).collect();
         let lanes = Lanes::new(windows.iter().map(StealWindow::stealer).collect());
         for (index, (seed, window)) in std::iter::zip(seeds, windows).enumerate() {
-            let executor = ExecutorPost::start(index, seed.executor, &lanes);
-            let scheduler = SchedulerPost::start(index, seed.config, window, seed.steal_window, &lanes)?;
+            let thread = Arbiter::new().handle();
+            let executor = ExecutorPost::start(index, seed.executor, thread.clone(), &lanes);
+            let scheduler = SchedulerPost::start(index, seed.config, (window, seed.steal_window), thread, &lanes)?;
             self.0.borrow_mut().extend([Watched::new(executor), Watched::new(scheduler)]);
         }
         Ok(lanes)

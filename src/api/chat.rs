@@ -148,7 +148,11 @@ impl Shape for Chunks {
     }
 
     fn item(&mut self, item: Item, events: &mut EventWriter) {
-        let Item::Delta(delta) = item else { return };
+        let delta = match item {
+            Item::Texts(texts) => return events.texts(&self.templates[texts.index as usize], &texts),
+            Item::Delta(delta) => delta,
+            _ => return,
+        };
         if !self.wants_logprobs && !delta.text.is_empty() && delta.finish.is_none() {
             return events.text(&self.templates[delta.index as usize], &delta.text);
         }

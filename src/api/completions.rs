@@ -214,6 +214,7 @@ impl Shape for Chunks {
 
     fn item(&mut self, item: Item, events: &mut EventWriter) {
         let delta = match item {
+            Item::Texts(texts) => return events.texts(&self.templates[texts.index as usize], &texts),
             Item::Delta(delta) => delta,
             Item::Prompt { prompt, logprobs } => {
                 self.prompt_logprobs[prompt].extend(logprobs);

@@ -94,6 +94,7 @@ pub async fn collect(mut running: Running, num_choices: u32) -> Result<Answer, E
     let mut prompt_logprobs = vec![Vec::new(); num_prompts];
     loop {
         match running.reader.next().await {
+            Some(Item::Texts(texts)) => choices[texts.index as usize].text.push_str(texts.all()),
             Some(Item::Delta(Delta { index, text, tokens, finish })) => {
                 let choice = &mut choices[index as usize];
                 choice.text.push_str(&text);

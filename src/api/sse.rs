@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::edge::RequestId;
 use super::wire::error::ErrorBody;
-use crate::actors::messages::{Item, Usage};
+use crate::actors::messages::{Item, Texts, Usage};
 use crate::actors::outlet::OutletReader;
 use crate::base::error::Error;
 use crate::base::faults;
@@ -59,6 +59,11 @@ impl EventWriter {
             let _ = serde_json::to_writer((&mut *bytes).writer(), text);
             bytes.extend_from_slice(&template.after);
         });
+    }
+
+    /// As many events as there are texts.
+    pub fn texts(&mut self, template: &Template, texts: &Texts) {
+        texts.iter().for_each(|text| self.text(template, text));
     }
 
     fn data(&mut self, write: impl FnOnce(&mut BytesMut)) {

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
 use crate::model::decoder::Decoder;
@@ -171,8 +172,11 @@ struct Draw<'a> {
 impl<'a> Draw<'a> {
     fn run(mut self, scratch: &mut Scratch) -> Result<SeqOutput, ExecError> {
         let rows = self.rows;
-        let mut output =
-            SeqOutput { seq: rows.seq, sampled: Vec::with_capacity(rows.samples.len()), prompt_logprobs: Vec::new() };
+        let mut output = SeqOutput {
+            seq: rows.seq,
+            sampled: SmallVec::with_capacity(rows.samples.len()),
+            prompt_logprobs: Vec::new(),
+        };
         if let Some(prompt) = rows.prompt_logprobs {
             for token in &rows.tokens[1..] {
                 let logits = self.next()?;

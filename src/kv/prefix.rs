@@ -1,12 +1,18 @@
 //! Which full block holds which tokens after which other block.
 //!
 //! A content is the chain `hash(parent, tokens)` with the tenant's salt at its root. The parent is the number of an
-//! entry and not a hash of it, and the map compares parent and tokens on every hit: a collision costs a probe, never
-//! somebody else's KV. Entry numbers are not reused, so the children of a lost block become unreachable, not wrong.
+//! entry and not a hash of it, and parent and tokens are compared on every hit: a collision costs a hit, never gives
+//! somebody else's KV; hashes are keyed at random, so nobody can bring one about. Entry numbers are not reused, so the
+//! children of a lost block become unreachable, not wrong.
+//!
+//! Contents stand once, by block, and the map holds their hashes alone: where it looks about at random there is little
+//! memory to touch, and little to move when it grows in the middle of a step.
 //!
 //! Never knows who holds a block.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use rustc_hash::FxHashMap;
 
 use super::{BLOCK_TOKENS, BlockId};
 use crate::model::TokenId;
@@ -27,10 +33,10 @@ struct Content {
     tokens: [TokenId; BLOCK_TOKENS],
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Entry {
     number: u64,
-    block: BlockId,
+    content: Content,
 }
 
 /// The tokens of a sequence, prompt then output, without joining them.
@@ -81,9 +87,11 @@ impl PrefixMatch {
 
 #[derive(Debug, Clone, Default)]
 pub struct PrefixIndex {
-    entries: HashMap<Content, Entry>,
+    hasher: RandomState,
+    /// By hash of the content.
+    blocks: FxHashMap<u64, BlockId>,
     /// By block: what it is known for.
-    contents: HashMap<BlockId, Content>,
+    entries: Vec<Option<Entry>>,
     next_number: u64,
 }
 
@@ -95,11 +103,17 @@ impl PrefixIndex {
         let max_blocks = tokens.len().saturating_sub(1) / BLOCK_TOKENS;
         for index in 0..max_blocks {
             let Some(tokens) = tokens.block(index) else { break };
-            let Some(entry) = self.entries.get(&Content { parent: found.chain, tokens }) else { break };
-            found.blocks.push(entry.block);
+            let content = Content { parent: found.chain, tokens };
+            let Some(&block) = self.blocks.get(&self.hasher.hash_one(&content)) else { break };
+            let Some(entry) = self.entry(block).filter(|entry| entry.content == content) else { break };
+            found.blocks.push(block);
             found.chain = Chain::Entry(entry.number);
         }
         found
+    }
+
+    fn entry(&self, block: BlockId) -> Option<&Entry> {
+        self.entries.get(block as usize)?.as_ref()
     }
 
     /// Makes the `index`th block of a sequence findable under `parent`. When the same content is already known in
@@ -107,24 +121,31 @@ impl PrefixIndex {
     pub fn insert(&mut self, parent: Chain, tokens: TokenParts<'_>, index: usize, block: BlockId) -> (Chain, bool) {
         let Some(tokens) = tokens.block(index) else { return (parent, false) };
         let content = Content { parent, tokens };
-        if let Some(known) = self.entries.get(&content) {
+        let hash = self.hasher.hash_one(&content);
+        let holder = self.blocks.get(&hash).and_then(|&holder| self.entry(holder));
+        if let Some(known) = holder.filter(|known| known.content == content) {
             return (Chain::Entry(known.number), false);
         }
-        let entry = Entry { number: self.next_number, block };
+        let (number, is_free) = (self.next_number, holder.is_none());
         self.next_number += 1;
-        self.entries.insert(content.clone(), entry);
-        self.contents.insert(block, content);
-        (Chain::Entry(entry.number), true)
+        // Two contents with one hash: the later one stays unknown, and so does what follows it.
+        if is_free {
+            self.blocks.insert(hash, block);
+            let place = block as usize;
+            self.entries.resize_with(self.entries.len().max(place + 1), || None);
+            self.entries[place] = Some(Entry { number, content });
+        }
+        (Chain::Entry(number), is_free)
     }
 
     /// The block is about to hold something else.
     pub fn forget(&mut self, block: BlockId) {
-        if let Some(content) = self.contents.remove(&block) {
-            self.entries.remove(&content);
+        if let Some(entry) = self.entries.get_mut(block as usize).and_then(Option::take) {
+            self.blocks.remove(&self.hasher.hash_one(&entry.content));
         }
     }
 
     pub fn num_blocks(&self) -> usize {
-        self.contents.len()
+        self.blocks.len()
     }
 }

@@ -56,7 +56,7 @@ pub fn sample(raw: &[f32], spec: &SampleSpec, scratch: &mut Scratch) -> Sampled 
     } else {
         argmax(logits).0
     };
-    let logprobs = params.logprobs.map(|top| token_logprobs(raw, token, top as usize));
+    let logprobs = params.logprobs.map(|top| Box::new(token_logprobs(raw, token, top as usize)));
     Sampled { token, logprobs }
 }
 

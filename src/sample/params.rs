@@ -74,7 +74,8 @@ pub struct SampleSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     pub token: TokenId,
-    pub logprobs: Option<TokenLogprobs>,
+    /// Boxed, because few ask for them and every token carries the place.
+    pub logprobs: Option<Box<TokenLogprobs>>,
 }
 
 /// Log-probability of a token, and the best alternatives, highest first.

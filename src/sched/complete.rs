@@ -1,11 +1,16 @@
 //! What a step's outcome does to the sequences in it.
 
+use smallvec::SmallVec;
+
 use super::job::{Branch, Delivery, Event, Finish, Job};
 use super::lane::Lane;
 use super::plan::{SeqId, SeqOutput, SeqRows, StepOutput};
 use super::sequence::Sequence;
 use crate::kv::TokenParts;
 use crate::sample::{Sampled, TokenLogprobs};
+
+/// What was drawn for one row, one for each branch.
+type Draws = SmallVec<[Sampled; 1]>;
 
 /// The step that an executor is busy with.
 #[derive(Debug)]
@@ -143,10 +148,12 @@ impl<S: Clone> Lane<S> {
             events.append(&mut seq.finished(&Finish::Length));
             seq.job.branches.clear();
         }
-        match <[Sampled; 1]>::try_from(output.sampled) {
-            Ok([sampled]) if self.running[index].num_branches() == 1 => self.draw_one(index, sampled, &mut events),
-            Ok(sampled) => self.draw_all(index, sampled.into(), &mut events, forks),
-            Err(sampled) => self.draw_all(index, sampled, &mut events, forks),
+        let mut sampled = output.sampled;
+        if let ([_], 1) = (&*sampled, self.running[index].num_branches()) {
+            let only = sampled.pop().expect("one was drawn");
+            self.draw_one(index, only, &mut events);
+        } else {
+            self.draw_all(index, sampled, &mut events, forks);
         }
         self.outbox.tell(&self.running[index].job, events.drain(..));
         self.events = events;
@@ -169,14 +176,14 @@ impl<S: Clone> Lane<S> {
         }
     }
 
-    fn draw_all(&mut self, index: usize, sampled: Vec<Sampled>, events: &mut Vec<Event>, forks: &mut Vec<Sequence<S>>) {
+    fn draw_all(&mut self, index: usize, sampled: Draws, events: &mut Vec<Event>, forks: &mut Vec<Sequence<S>>) {
         let drawn = self.draw(index, sampled, events);
         self.spread(index, drawn, forks);
     }
 
     /// Appends the drawn tokens to their branches and returns the branches that go on. Leaves the job without any
     /// when something was drawn.
-    fn draw(&mut self, index: usize, sampled: Vec<Sampled>, events: &mut Vec<Event>) -> Option<Vec<Branch>> {
+    fn draw(&mut self, index: usize, sampled: Draws, events: &mut Vec<Event>) -> Option<Vec<Branch>> {
         if sampled.is_empty() {
             return None;
         }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use smallvec::SmallVec;
+
 use super::plan::Tokens;
 use crate::model::TokenId;
 use crate::sample::{Sampled, SamplingParams, TokenLogprobs};
@@ -128,12 +130,12 @@ impl<S> Job<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Age(Micros, RequestId, u32);
 
-/// Everything that one step (or one refusal) tells one request.
+/// What one step (or one refusal) tells one request; mostly one token.
 #[derive(Debug, Clone)]
 pub struct Delivery<S> {
     pub request: RequestId,
     pub sink: S,
-    pub events: Vec<Event>,
+    pub events: SmallVec<[Event; 1]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

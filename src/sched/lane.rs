@@ -177,11 +177,6 @@ impl<S: Clone> Lane<S> {
         (self.config.max_running - self.num_branches()).min(blocks.free + blocks.cached)
     }
 
-    /// Lets thieves see jobs that arrived during the step in flight.
-    pub fn offer(&mut self, window: &mut dyn Window<S>) {
-        self.waiting.offer(window);
-    }
-
     /// Takes back a plan that is done with: the next one is written into its memory.
     pub fn reuse(&mut self, plan: StepPlan) {
         self.spare_rows = plan.rows;

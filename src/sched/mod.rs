@@ -20,5 +20,5 @@ mod tests;
 pub use config::{DoesNotFit, LaneConfig, LaneConfigError};
 pub use lane::{Lane, LaneStats, Planned};
 pub use place::{LaneLoad, place};
-pub use steal::{IdleLanes, MAX_MOVES, MAX_STOLEN, StealWindow, Take, VictimOrder, search};
+pub use steal::{IdleLanes, Inbox, MAX_MOVES, MAX_STOLEN, StealWindow, Stock, Take, VictimOrder, search};
 pub use window::{FifoWindow, Window};

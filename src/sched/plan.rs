@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::model::TokenId;
 use crate::sample::{SampleSpec, Sampled, TokenLogprobs};
 
@@ -60,7 +62,7 @@ pub struct StepOutput {
 pub struct SeqOutput {
     pub seq: SeqId,
     /// One for each of [`SeqRows::samples`].
-    pub sampled: Vec<Sampled>,
+    pub sampled: SmallVec<[Sampled; 1]>,
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }
 

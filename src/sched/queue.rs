@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
-use super::job::{Delivery, Event, Job, RequestId};
+use super::job::{Delivery, Event, Job};
 use super::steal::MAX_MOVES;
 use super::window::Window;
 
@@ -90,36 +90,30 @@ impl<S> Queue<S> {
     }
 }
 
-/// Events by request, in the order in which the requests first had any.
+/// What the requests are told, in order. What follows each other for one request goes together.
 #[derive(Debug)]
 pub(super) struct Outbox<S> {
     deliveries: Vec<Delivery<S>>,
-    index: FxHashMap<RequestId, usize>,
 }
 
 impl<S: Clone> Outbox<S> {
     pub fn new() -> Self {
-        Self { deliveries: Vec::new(), index: FxHashMap::default() }
+        Self { deliveries: Vec::new() }
     }
 
     pub fn tell(&mut self, job: &Job<S>, events: impl IntoIterator<Item = Event>) {
-        let mut events = events.into_iter().peekable();
-        if events.peek().is_none() {
-            return;
-        }
         // A request's choices mostly come one after the other.
         if let Some(last) = self.deliveries.last_mut().filter(|last| last.request == job.request) {
             return last.events.extend(events);
         }
-        let index = *self.index.entry(job.request).or_insert_with(|| {
-            self.deliveries.push(Delivery { request: job.request, sink: job.sink.clone(), events: Vec::new() });
-            self.deliveries.len() - 1
-        });
-        self.deliveries[index].events.extend(events);
+        let events: SmallVec<_> = events.into_iter().collect();
+        if !events.is_empty() {
+            self.deliveries.push(Delivery { request: job.request, sink: job.sink.clone(), events });
+        }
     }
 
     pub fn take(&mut self) -> Vec<Delivery<S>> {
-        self.index.clear();
-        std::mem::take(&mut self.deliveries)
+        let num_deliveries = self.deliveries.len();
+        std::mem::replace(&mut self.deliveries, Vec::with_capacity(num_deliveries))
     }
 }

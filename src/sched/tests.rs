@@ -227,7 +227,7 @@ fn a_client_that_leaves_during_a_step_gets_no_token_and_holds_no_block_after_it(
     let plan = bench.plan(0).0.unwrap();
     cancel.set();
     let deliveries = bench.lane.complete(answer(&plan, 1));
-    assert_eq!(deliveries[0].events, [Event::Finished { choice: 0, finish: Finish::Cancelled }]);
+    assert_eq!(*deliveries[0].events, [Event::Finished { choice: 0, finish: Finish::Cancelled }]);
     assert_eq!(bench.lane.stats().blocks.held, 0);
 }
 

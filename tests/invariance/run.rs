@@ -66,7 +66,7 @@ impl Answer {
             Event::Token { choice, sampled: Sampled { token, logprobs } } => {
                 let choice = &mut self.choices[choice as usize];
                 assert_eq!(choice.finish, None, "a token after the end");
-                choice.tokens.push((token, logprobs.map(Logprobs::from)));
+                choice.tokens.push((token, logprobs.map(|logprobs| Logprobs::from(*logprobs))));
             }
             Event::Finished { choice, finish } => {
                 let before = self.choices[choice as usize].finish.replace(finish);

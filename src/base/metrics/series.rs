@@ -77,10 +77,15 @@ impl Histogram {
 
     /// A negative sample, or one that is no number, counts as 0.
     pub fn record(&self, value: f64) {
+        self.record_many(value, 1);
+    }
+
+    /// As many samples of one size.
+    pub fn record_many(&self, value: f64, num_samples: u64) {
         let Buckets { bounds, counts, sum_millionths } = &*self.0;
         let bucket = bounds.partition_point(|bound| *bound < value);
-        counts[bucket].fetch_add(1, Relaxed);
-        sum_millionths.fetch_add((value * 1e6).round() as u64, Relaxed);
+        counts[bucket].fetch_add(num_samples, Relaxed);
+        sum_millionths.fetch_add((value * 1e6).round() as u64 * num_samples, Relaxed);
     }
 
     pub fn distribution(&self) -> Distribution {

@@ -56,6 +56,17 @@ fn every_row_is_printed_with_its_help_and_kind_and_a_series() {
 }
 
 #[test]
+fn many_samples_of_one_size_are_as_many_samples() {
+    let (one_by_one, at_once) = (Histogram::new(&[0.0, 0.5, 1.0]), Histogram::new(&[0.0, 0.5, 1.0]));
+    for (value, num_samples) in [(0.0, 3), (0.25, 2), (7.5, 4), (0.5, 0)] {
+        (0..num_samples).for_each(|_| one_by_one.record(value));
+        at_once.record_many(value, num_samples);
+    }
+    assert_eq!(at_once.distribution(), one_by_one.distribution());
+    assert_eq!(at_once.distribution().count(), 9);
+}
+
+#[test]
 fn labels_and_buckets_come_from_the_table() {
     let text = touched().render();
     for line in [

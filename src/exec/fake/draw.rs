@@ -41,7 +41,7 @@ pub(super) fn sample(past: Past, spec: &SampleSpec, vocab: u32) -> Sampled {
     let draw = if params.temperature == 0.0 { 0 } else { mix(params.seed ^ mix(u64::from(spec.choice) + 1)) };
     let hash = mix(past.hash ^ draw ^ mix(u64::from(spec.index) << 32));
     let token = forced(spec).unwrap_or_else(|| allowed(hash, spec, vocab));
-    Sampled { token, logprobs: params.logprobs.map(|top| logprobs(token, top, vocab)) }
+    Sampled { token, logprobs: params.logprobs.map(|top| Box::new(logprobs(token, top, vocab))) }
 }
 
 fn is_banned(spec: &SampleSpec, token: TokenId) -> bool {

@@ -68,6 +68,11 @@ impl StopMatcher {
         }
     }
 
+    /// There is nothing to look for: text may pass by.
+    pub fn is_idle(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
     pub fn push(&mut self, text: &str) -> Stopped {
         if self.has_stopped {
             return Stopped::default();

@@ -1,10 +1,12 @@
 //! Who sleeps and who is woken: the protocol by which no job waits in a window beside a sleeping lane.
 //!
-//! A lane that has nothing to do sets its bit and **then** looks at every window once more ([`IdleLanes::go_idle`]). A lane
-//! that may have left something for others (it planned, stole, or was sent a job during its step) **then** looks at the
-//! windows and, if one holds a job, at the bits ([`IdleLanes::next_to_wake`]). A fence stands between the two halves of
-//! each, so of any two lanes one sees what the other did: either the sleeper finds the job, or the other finds the
-//! sleeper. One lane is woken at a time; when it has taken its share it wakes the next, as long as a window holds
+//! A lane that has nothing to do sets its bit and **then** looks at every window once more ([`IdleLanes::go_idle`]). Whoever
+//! may have left something for others (a lane that planned or stole, anybody who gave a job to a lane in a step) **then**
+//! looks at the windows and, if one holds a job, at the bits ([`IdleLanes::next_to_wake`]). A fence stands between the two
+//! halves of each, so of any two one sees what the other did: either the sleeper finds the job, or the other finds the
+//! sleeper. In the same way a job that is given to a lane just as its step begins is seen by the lane, which says so
+//! first ([`IdleLanes::begin_step`]) and looks for jobs then, or by the giver, who finds the lane at work
+//! ([`IdleLanes::is_at_work`]). One lane is woken at a time; when it has taken its share it wakes the next, as long as a window holds
 //! anything. So idle lanes do not crowd round the deques of the busy ones.
 //!
 //! Model-checked under the C11 memory model in `model.rs`; simulated with everything around it beside the fake executor.
@@ -66,9 +68,14 @@ pub fn search<T, V: Take<T>>(thief: usize, limit: usize, windows: &[V], order: &
         .unwrap_or_default()
 }
 
-/// Shared by all lanes of a process. Bit `i`: lane `i` has nothing to do and sleeps until it is sent something.
+/// Shared by all lanes of a process; bit `i` stands for lane `i`.
 #[derive(Debug)]
-pub struct IdleLanes<W = AtomicU64>(W);
+pub struct IdleLanes<W = AtomicU64> {
+    /// It has nothing to do and sleeps until it is sent something.
+    asleep: W,
+    /// It has a step under way and looks at nothing until that is over.
+    at_work: W,
+}
 
 impl<W: Word> IdleLanes<W> {
     /// As many lanes as there are bits.
@@ -77,7 +84,7 @@ impl<W: Word> IdleLanes<W> {
     /// Lane `thief` has nothing to run: a [`search`]. When it gives nothing the lane is asleep: whoever has a job to
     /// spare wakes it.
     pub fn go_idle<T, V: Take<T>>(&self, thief: usize, limit: usize, windows: &[V], order: &mut VictimOrder) -> Vec<T> {
-        self.0.fetch_or(1 << thief);
+        self.asleep.fetch_or(1 << thief);
         W::fence();
         let stolen = search(thief, limit, windows, order);
         if !stolen.is_empty() {
@@ -88,26 +95,45 @@ impl<W: Word> IdleLanes<W> {
 
     /// Lane `lane` has something to do.
     pub fn wake_up(&self, lane: usize) {
-        self.0.fetch_and(!(1 << lane));
+        self.asleep.fetch_and(!(1 << lane));
+    }
+
+    /// Lane `lane` begins a step. Whoever says so asks [`IdleLanes::next_to_wake`] afterwards: a job may have come that
+    /// the plan knows nothing of.
+    pub fn begin_step(&self, lane: usize) {
+        self.wake_up(lane);
+        self.at_work.fetch_or(1 << lane);
+    }
+
+    /// Lane `lane` has no step under way, and will look at what it was given.
+    pub fn end_step(&self, lane: usize) {
+        self.at_work.fetch_and(!(1 << lane));
+    }
+
+    /// To be asked by whoever has given lane `lane` a job: whether it stays away for long enough that others should be
+    /// told of the job. If not, the lane itself is to be told.
+    pub fn is_at_work(&self, lane: usize) -> bool {
+        W::fence();
+        self.at_work.load() & (1 << lane) != 0
     }
 
     /// Whether `lane` sleeps.
     #[cfg(test)]
     pub fn is_idle(&self, lane: usize) -> bool {
-        self.0.load() & (1 << lane) != 0
+        self.asleep.load() & (1 << lane) != 0
     }
 
-    /// To be asked by a lane that may have left something for others: a sleeping lane that must be sent a wake-up, because some window
+    /// To be asked by whoever may have left something for others: a sleeping lane that must be sent a wake-up, because some window
     /// holds a job. The lane counts as awake from now on, so no other is told to wake it.
     pub fn next_to_wake<T, V: Take<T>>(&self, windows: &[V]) -> Option<usize> {
         W::fence();
-        let mut idle = self.0.load();
+        let mut idle = self.asleep.load();
         if idle == 0 || windows.iter().all(Take::is_empty) {
             return None;
         }
         while idle != 0 {
             let lane = idle.trailing_zeros() as usize;
-            if self.0.fetch_and(!(1 << lane)) & (1 << lane) != 0 {
+            if self.asleep.fetch_and(!(1 << lane)) & (1 << lane) != 0 {
                 return Some(lane);
             }
             idle &= !(1 << lane);
@@ -118,6 +144,6 @@ impl<W: Word> IdleLanes<W> {
 
 impl<W: Word> Default for IdleLanes<W> {
     fn default() -> Self {
-        Self(W::new(0))
+        Self { asleep: W::new(0), at_work: W::new(0) }
     }
 }

@@ -1,5 +1,5 @@
-//! Work stealing between lanes: what can be taken ([`StealWindow`]), from whom ([`VictimOrder`]), and who is woken for
-//! it ([`IdleLanes`]).
+//! Work stealing between lanes: what can be taken ([`Stock`]: [`StealWindow`] and [`Inbox`]), from whom ([`VictimOrder`]),
+//! and who is woken for it ([`IdleLanes`]).
 //!
 //! A lane with room and nobody waiting takes what another lane cannot get to. Only waiting jobs move: a sequence that
 //! holds KV stays on its device. Stolen jobs are taken up as they are; one whose client has left ends, with its event,
@@ -11,6 +11,7 @@
 //! nobody passes it.
 
 mod idle;
+mod inbox;
 mod window;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod model;
 mod tests;
 
 pub use idle::{IdleLanes, search};
+pub use inbox::{Inbox, Stock};
 pub use window::{StealWindow, Take};
 
 /// Most jobs that one theft takes.

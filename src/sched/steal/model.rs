@@ -128,6 +128,26 @@ fn an_offer_is_found_or_finds_the_sleeper() {
     });
 }
 
+/// A job is brought to a lane that begins a step just then, beside a lane that goes to sleep.
+#[test]
+fn a_job_for_a_lane_in_a_step_is_found_or_finds_the_sleeper() {
+    check(2, 4, |fleet| {
+        let owner = fleet.clone();
+        let step = loom::thread::spawn(move || {
+            owner.idle.begin_step(0);
+            owner.share();
+        });
+        let left = run(fleet, 1, 1, |fleet| {
+            fleet.windows[0].push(1);
+            if fleet.idle.is_at_work(0) {
+                fleet.share();
+            }
+        });
+        step.join().unwrap();
+        assert_eq!(left, 0);
+    });
+}
+
 /// Both others are wanted, but the owner speaks once.
 #[test]
 fn a_thief_wakes_the_next() {

@@ -1,7 +1,9 @@
+use std::sync::Arc;
+
 use crate::sched::job::{Job, RequestId};
 use crate::sched::tests::job;
 use crate::sched::{
-    FifoWindow, IdleLanes, Lane, LaneConfig, MAX_MOVES, StealWindow, Take, VictimOrder, Window, search,
+    FifoWindow, IdleLanes, Inbox, Lane, LaneConfig, MAX_MOVES, StealWindow, Stock, Take, VictimOrder, Window, search,
 };
 
 const CONFIG: LaneConfig = LaneConfig {
@@ -37,6 +39,52 @@ fn thieves_take_the_oldest_half_up_to_the_limit() {
 }
 
 #[test]
+fn what_came_in_during_a_step_is_taken_after_the_window() {
+    let mut window = StealWindow::new(4);
+    let inbox = Arc::new(Inbox::default());
+    let stock = Stock { window: window.stealer(), inbox: inbox.clone() };
+    assert!(inbox.push(job(2, 1, 1)), "it is the first");
+    assert!(!inbox.push(job(3, 1, 1)));
+    fill(&mut window, 0..2);
+    assert_eq!((stock.len(), inbox.len()), (4, 2));
+    assert_eq!(ids(stock.take_half(3)), [0, 1]);
+    assert_eq!(ids(stock.take_half(8)), [2]);
+    assert_eq!(ids(inbox.take_all().into()), [3]);
+    assert!(stock.is_empty() && inbox.take_all().is_empty());
+
+    let mut tired = job(4, 1, 1);
+    tired.progress.num_moves = MAX_MOVES;
+    assert!(inbox.push(tired), "it is empty again");
+    assert!(stock.take_half(8).is_empty(), "it has moved so often that it stays");
+    assert_eq!(ids(inbox.take_all().into()), [4]);
+}
+
+#[test]
+fn nothing_is_lost_between_those_who_submit_and_those_who_take() {
+    let inbox = Arc::new(Inbox::default());
+    let stock = Stock { window: StealWindow::new(1).stealer(), inbox: inbox.clone() };
+    let mut seen: Vec<u64> = std::thread::scope(|scope| {
+        let submitters = [0, 1].map(|first| {
+            let inbox = &inbox;
+            scope.spawn(move || {
+                for i in 0..1000 {
+                    inbox.push(job(2 * i + first, 1, 1));
+                }
+            })
+        });
+        let mut taken = Vec::new();
+        while taken.len() < 2000 {
+            taken.extend(ids(stock.take_half(3)));
+            taken.extend(ids(inbox.take_all().into()));
+        }
+        submitters.into_iter().for_each(|submitter| submitter.join().expect("it does not panic"));
+        taken
+    });
+    seen.sort_unstable();
+    assert_eq!(seen, (0..2000).collect::<Vec<_>>());
+}
+
+#[test]
 fn sleepers_are_woken_one_at_a_time_while_there_is_something_to_take() {
     let mut windows = [StealWindow::new(40), StealWindow::new(40), StealWindow::new(40)];
     let stealers: Vec<_> = windows.iter().map(StealWindow::stealer).collect();
@@ -54,7 +102,7 @@ fn sleepers_are_woken_one_at_a_time_while_there_is_something_to_take() {
 }
 
 fn offered(lane: &mut Lane<u64>, window: &mut FifoWindow<u64>) -> Vec<Job<u64>> {
-    lane.offer(window);
+    lane.waiting.offer(window);
     std::iter::from_fn(|| window.pop()).collect()
 }
 

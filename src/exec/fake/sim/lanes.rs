@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use crossbeam::deque::Stealer;
-
 use super::super::{FakeExecutor, FakeSpec};
 use super::request::VOCAB;
 use crate::sched::job::{Delivery, Job, Micros};
 use crate::sched::plan::{StepOutput, StepPlan};
-use crate::sched::{IdleLanes, Lane, LaneConfig, StealWindow, Take, VictimOrder, Window, search};
+use crate::sched::{IdleLanes, Inbox, Lane, LaneConfig, StealWindow, Stock, Take, VictimOrder, Window, search};
 
 /// Where a request's events go: its id. Shared, so that it shows when nobody is left to send any.
 pub type Sink = Arc<u64>;
@@ -17,6 +15,7 @@ pub type Sink = Arc<u64>;
 pub struct Site {
     pub lane: Lane<Sink>,
     window: StealWindow<Sink>,
+    inbox: Arc<Inbox<Sink>>,
     pub executor: FakeExecutor,
     /// The step under way, when it was planned and when it is done.
     pub step: Option<Step>,
@@ -33,7 +32,7 @@ pub struct Step {
 
 pub struct Lanes {
     pub sites: Vec<Site>,
-    stealers: Vec<Stealer<Job<Sink>>>,
+    stock: Vec<Stock<Sink>>,
     idle: IdleLanes,
     pub num_stolen: u64,
     pub num_steps: usize,
@@ -50,7 +49,7 @@ impl Lanes {
     pub fn new(num_lanes: usize, config: &LaneConfig, spec: &FakeSpec, seed: u64) -> Self {
         let sites: Vec<_> = (0..num_lanes).map(|i| Site::new(config, spec, seed ^ i as u64)).collect();
         Self {
-            stealers: sites.iter().map(|site| site.window.stealer()).collect(),
+            stock: sites.iter().map(Site::stock).collect(),
             idle: IdleLanes::default(),
             sites,
             num_stolen: 0,
@@ -59,8 +58,18 @@ impl Lanes {
     }
 
     pub fn submit(&mut self, index: usize, job: Job<Sink>) {
-        self.sites[index].lane.submit(job);
-        self.wake(index);
+        let is_first = self.sites[index].inbox.push(job);
+        if self.idle.is_at_work(index) {
+            self.share();
+        } else if is_first {
+            self.wake(index);
+        }
+    }
+
+    fn share(&mut self) {
+        if let Some(other) = self.idle.next_to_wake(&self.stock) {
+            self.wake(other);
+        }
     }
 
     pub fn wake(&mut self, index: usize) {
@@ -78,27 +87,22 @@ impl Lanes {
         let site = &mut self.sites[index];
         site.has_mail = false;
         if site.step.is_some() {
-            site.lane.offer(&mut site.window);
-        } else {
-            acted.stolen = self.steal(index)?;
-            let site = &mut self.sites[index];
-            let planned = site.lane.plan(now, &mut site.window);
-            acted.deliveries = planned.deliveries;
-            match planned.plan {
-                Some(plan) => {
-                    self.idle.wake_up(index);
-                    self.num_steps += 1;
-                    let done_at = now + 1 + site.executor.spec().cost_us(&plan);
-                    site.step = Some(Step { plan, planned_at: now, done_at });
-                }
-                None => {
-                    site.has_mail |= !acted.stolen.is_empty();
-                    return site.lane.check().map(|()| acted);
-                }
-            }
+            return Ok(acted);
         }
-        if let Some(other) = self.idle.next_to_wake(&self.stealers) {
-            self.wake(other);
+        site.inbox.take_all().into_iter().for_each(|job| site.lane.submit(job));
+        acted.stolen = self.steal(index)?;
+        let site = &mut self.sites[index];
+        let planned = site.lane.plan(now, &mut site.window);
+        acted.deliveries = planned.deliveries;
+        match planned.plan {
+            Some(plan) => {
+                self.num_steps += 1;
+                let done_at = now + 1 + site.executor.spec().cost_us(&plan);
+                site.step = Some(Step { plan, planned_at: now, done_at });
+                self.idle.begin_step(index);
+                self.share();
+            }
+            None => site.has_mail |= !acted.stolen.is_empty(),
         }
         self.sites[index].lane.check()?;
         Ok(acted)
@@ -107,16 +111,16 @@ impl Lanes {
     fn steal(&mut self, index: usize) -> Result<Vec<Sink>, String> {
         let site = &mut self.sites[index];
         let room = site.lane.room(&mut site.window);
-        if self.stealers.len() == 1 || room == 0 {
+        if self.stock.len() == 1 || room == 0 {
             return Ok(Vec::new());
         }
         if site.lane.stats().waiting_jobs > 0 {
             return Err("a lane steals while jobs of its own wait".into());
         }
         let stolen = if site.lane.has_work() {
-            search(index, room, &self.stealers, &mut site.order)
+            search(index, room, &self.stock, &mut site.order)
         } else {
-            self.idle.go_idle(index, room, &self.stealers, &mut site.order)
+            self.idle.go_idle(index, room, &self.stock, &mut site.order)
         };
         self.num_stolen += stolen.len() as u64;
         let sinks = stolen.iter().map(|job| job.sink.clone()).collect();
@@ -127,6 +131,7 @@ impl Lanes {
     /// The step whose end has come.
     pub fn take_step(&mut self, index: usize, now: Micros) -> Option<Step> {
         let step = self.sites[index].step.take_if(|step| step.done_at <= now)?;
+        self.idle.end_step(index);
         self.wake(index);
         Some(step)
     }
@@ -140,18 +145,21 @@ impl Lanes {
         let old = &mut self.sites[index];
         let (config, spec) = (old.lane.config().clone(), old.executor.spec().clone());
         let orphans: Vec<_> = std::iter::from_fn(|| old.window.pop()).collect();
-        *old = Site::new(&config, &spec, seed);
-        self.stealers[index] = old.window.stealer();
+        // The inbox outlives the scheduler.
+        *old = Site { inbox: old.inbox.clone(), ..Site::new(&config, &spec, seed) };
+        self.stock[index] = old.stock();
         self.wake(index);
         orphans.into_iter().for_each(|job| self.submit(index, job));
     }
 
     /// Nobody has anything to look at: no lane may sleep while a job waits in a window.
     pub fn check_rest(&self) -> Result<(), String> {
-        let waiting: usize = self.stealers.iter().map(Take::len).sum();
+        let waiting: usize = self.stock.iter().map(Take::len).sum();
         let sleeper = (0..self.sites.len()).find(|&i| self.idle.is_idle(i));
         match sleeper {
-            Some(lane) if waiting > 0 => Err(format!("lane {lane} sleeps while {waiting} jobs wait in windows")),
+            Some(lane) if waiting > 0 => {
+                Err(format!("lane {lane} sleeps while {waiting} jobs wait in windows and inboxes"))
+            }
             _ => Ok(()),
         }
     }
@@ -161,7 +169,7 @@ impl Lanes {
     }
 
     pub fn has_work(&self) -> bool {
-        self.sites.iter().any(|site| site.lane.has_work())
+        self.sites.iter().any(|site| site.lane.has_work() || !site.inbox.is_empty())
     }
 }
 
@@ -170,12 +178,17 @@ impl Site {
         Self {
             lane: Lane::new(config.clone()).expect("a valid configuration"),
             window: StealWindow::new(16),
+            inbox: Arc::default(),
             executor: executor(spec, config.num_blocks),
             step: None,
             order: VictimOrder::new(seed),
             // As an actor that has just started.
             has_mail: true,
         }
+    }
+
+    fn stock(&self) -> Stock<Sink> {
+        Stock { window: self.window.stealer(), inbox: self.inbox.clone() }
     }
 
     /// The device has lost its memory.
