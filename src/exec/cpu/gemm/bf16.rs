@@ -5,11 +5,13 @@
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::Method;
+use super::{Method, Ready};
 
 pub struct Bf16Dot;
 
 impl Method for Bf16Dot {
+    const WIDENS: bool = false;
+
     fn x_bytes(k: usize) -> usize {
         2 * k
     }
@@ -29,11 +31,12 @@ impl Method for Bf16Dot {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        w: *const u8,
-        depth: usize,
-    ) {
+        &Ready { w, depth, ahead }: &Ready,
+    ) -> usize {
         // An odd last `k` stands beside zeros, in the weights and in `x`.
-        for pair in 0..depth.div_ceil(2) {
+        let pairs = depth.div_ceil(2);
+        for pair in 0..pairs {
+            S::prefetch_second(ahead.wrapping_add(64 * pair));
             let mut weights = [S::load_words(w.add(pair * N * S::WIDTH * 4)); N];
             for n in 1..N {
                 weights[n] = S::load_words(w.add((pair * N + n) * S::WIDTH * 4));
@@ -45,6 +48,7 @@ impl Method for Bf16Dot {
                 }
             }
         }
+        64 * pairs
     }
 }
 

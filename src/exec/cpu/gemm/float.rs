@@ -6,11 +6,13 @@ use std::marker::PhantomData;
 
 use super::super::isa::Simd;
 use super::super::isa::element::Element;
-use super::{MAX_BLOCK_VALUES, Method};
+use super::{MAX_BLOCK_VALUES, Method, Ready};
 
 pub struct Float<E>(PhantomData<E>);
 
 impl<E: Element> Method for Float<E> {
+    const WIDENS: bool = !E::IS_F32;
+
     fn x_bytes(k: usize) -> usize {
         4 * k
     }
@@ -51,10 +53,9 @@ impl<E: Element> Method for Float<E> {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        w: *const u8,
-        depth: usize,
-    ) {
-        add_f32::<S, R, N>(acc, x, stride, w, depth);
+        block: &Ready,
+    ) -> usize {
+        add_f32::<S, R, N>(acc, x, stride, block)
     }
 }
 
@@ -64,12 +65,12 @@ pub unsafe fn add_f32<S: Simd, const R: usize, const N: usize>(
     acc: &mut [[S::F; N]; R],
     x: *const u8,
     stride: usize,
-    w: *const u8,
-    depth: usize,
-) {
+    &Ready { w, depth, ahead }: &Ready,
+) -> usize {
     let (x, w): (*const f32, *const f32) = (x.cast(), w.cast());
     let stride = stride / 4;
     for k in 0..depth {
+        S::prefetch_second(ahead.wrapping_add(64 * k));
         let mut weights = [S::splat(0.0); N];
         for n in 0..N {
             weights[n] = S::load(w.add((k * N + n) * S::WIDTH));
@@ -81,4 +82,5 @@ pub unsafe fn add_f32<S: Simd, const R: usize, const N: usize>(
             }
         }
     }
+    64 * depth
 }

@@ -13,7 +13,7 @@ use super::super::matrix::{GROUP, Quantised};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
 use super::float::add_f32;
-use super::{MAX_BLOCK_VALUES, Method};
+use super::{MAX_BLOCK_VALUES, Method, Ready};
 
 /// Words of four bytes of a group of activations.
 const WORDS: usize = GROUP / 4;
@@ -22,6 +22,8 @@ const WORDS: usize = GROUP / 4;
 pub struct Dequantised<Q>(PhantomData<Q>);
 
 impl<Q: Quantised> Method for Dequantised<Q> {
+    const WIDENS: bool = true;
+
     fn depth(width: usize, vectors: usize) -> usize {
         (MAX_BLOCK_VALUES / (width * vectors)).min(256)
     }
@@ -60,10 +62,9 @@ impl<Q: Quantised> Method for Dequantised<Q> {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        w: *const u8,
-        depth: usize,
-    ) {
-        add_f32::<S, R, N>(acc, x, stride, w, depth);
+        block: &Ready,
+    ) -> usize {
+        add_f32::<S, R, N>(acc, x, stride, block)
     }
 }
 
@@ -100,6 +101,8 @@ unsafe fn widen<S: Simd, Q: Quantised>(numbers: S::I, scale: S::F, min: S::F, to
 pub struct Int8Dot<Q>(PhantomData<Q>);
 
 impl<Q: Quantised> Method for Int8Dot<Q> {
+    const WIDENS: bool = false;
+
     fn depth(_: usize, _: usize) -> usize {
         8 * GROUP
     }
@@ -118,11 +121,12 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        w: *const u8,
-        depth: usize,
-    ) {
+        &Ready { w, depth, ahead }: &Ready,
+    ) -> usize {
         let lanes = N * S::WIDTH;
-        for index in 0..depth.div_ceil(GROUP) {
+        let groups = depth.div_ceil(GROUP);
+        let lines = Q::DATA_BYTES / 4;
+        for index in 0..groups {
             let record = w.add(index * lanes * Q::LANE_BYTES);
             let x = x.add(index * size_of::<Activations>());
             let mut sums = [[S::splat_i32(0); N]; R];
@@ -131,6 +135,9 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
                 sums[r] = [S::splat_i32(-x.sum * i32::from(Q::ZERO)); N];
             }
             for word in 0..Q::DATA_BYTES / 4 {
+                let place = ahead.wrapping_add(128 * (index * lines + word));
+                S::prefetch_second(place);
+                S::prefetch_second(place.wrapping_add(64));
                 let at = record.add(word * lanes * 4);
                 let mut low = [S::splat_i32(0); N];
                 let mut high = low;
@@ -168,6 +175,7 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
                 }
             }
         }
+        128 * groups * lines
     }
 }
 

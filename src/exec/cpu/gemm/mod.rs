@@ -193,20 +193,28 @@ struct Tile<'a> {
 trait Method {
     /// `k` of a block for vectors of `width` lanes, `vectors` of them; a multiple of the format's depth step.
     fn depth(width: usize, vectors: usize) -> usize;
+    /// Whether [`Method::prepare`] makes new values of the weights.
+    const WIDENS: bool;
     /// Bytes of the activations up to `k`.
     fn x_bytes(k: usize) -> usize;
     /// Makes a block of `depth` (of the layout's, padding included) ready for [`Method::add`]: `scratch` or the weights
     /// themselves.
     unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const u8;
     /// `acc[r][n] += x[r] · w[n]` over `depth` values of `k`, from the first to the last. Rows of `x` are `stride` bytes
-    /// apart.
+    /// apart. Meanwhile asks for some cache lines from `ahead` on; says how many bytes of them.
     unsafe fn add<S: Simd, const R: usize, const N: usize>(
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        w: *const u8,
-        depth: usize,
-    );
+        block: &Ready,
+    ) -> usize;
+}
+
+/// A block of weights as [`Method::prepare`] left it, and what to ask for meanwhile.
+struct Ready {
+    w: *const u8,
+    depth: usize,
+    ahead: *const u8,
 }
 
 #[repr(align(64))]
@@ -253,21 +261,30 @@ impl Tile<'_> {
         while k < depth {
             let n = most.min(depth - k);
             let w = M::prepare::<S, N>(weights.add(N * S::WIDTH * self.layout.lane_bytes(k)), n, scratch);
-            let block = Block { panel, k, depth: n.min(cols - k), w, is_last: k + n == depth };
+            // The next block follows in memory, in this panel or the next one. Whoever reads a block but once, as it
+            // comes, is foreseen by the processor; else nobody fetches the next one while rows use what is near.
+            let is_stream = !M::WIDENS && self.rows <= MAX_TILE_ROWS;
+            let next = self.layout.lane_bytes(k + n) * N * S::WIDTH..self.layout.lane_bytes(k + 2 * n) * N * S::WIDTH;
+            let mut asked = if is_stream { next.end } else { next.start };
+            let mut block =
+                Block { panel, k, ready: Ready { w, depth: n.min(cols - k), ahead: w }, is_last: k + n == depth };
             let mut row = 0;
             while row < self.rows {
-                match self.rows - row {
-                    MAX_TILE_ROWS.. => row += self.rows::<S, M, MAX_TILE_ROWS, N>(row, &block),
-                    4.. => row += self.rows::<S, M, 4, N>(row, &block),
-                    2.. => row += self.rows::<S, M, 2, N>(row, &block),
-                    _ => row += self.rows::<S, M, 1, N>(row, &block),
-                }
+                block.ready.ahead = if asked < next.end { weights.wrapping_add(asked) } else { w };
+                let (num_rows, bytes) = match self.rows - row {
+                    MAX_TILE_ROWS.. => (MAX_TILE_ROWS, self.rows::<S, M, MAX_TILE_ROWS, N>(row, &block)),
+                    4.. => (4, self.rows::<S, M, 4, N>(row, &block)),
+                    2.. => (2, self.rows::<S, M, 2, N>(row, &block)),
+                    _ => (1, self.rows::<S, M, 1, N>(row, &block)),
+                };
+                asked += bytes;
+                row += num_rows;
             }
             k += n;
         }
     }
 
-    /// `R` rows from `row` on; says so.
+    /// `R` rows from `row` on; says how many bytes ahead were asked for.
     #[inline(always)]
     unsafe fn rows<S: Simd, M: Method, const R: usize, const N: usize>(&self, row: usize, block: &Block) -> usize {
         let outputs = self.layout.rows;
@@ -285,7 +302,7 @@ impl Tile<'_> {
             }
         }
         let x = self.x.add(row * self.stride + M::x_bytes(block.k));
-        M::add::<S, R, N>(&mut acc, x, self.stride, block.w, block.depth);
+        let asked = M::add::<S, R, N>(&mut acc, x, self.stride, &block.ready);
         for n in 0..N {
             let whole = n + 1 < N || last == S::WIDTH;
             let first_row = block.panel.first_row + n * S::WIDTH;
@@ -300,7 +317,7 @@ impl Tile<'_> {
                 if whole { S::store(to, sum) } else { S::store_first(to, sum, last) }
             }
         }
-        R
+        asked
     }
 }
 
@@ -308,7 +325,6 @@ impl Tile<'_> {
 struct Block {
     panel: Panel,
     k: usize,
-    depth: usize,
-    w: *const u8,
+    ready: Ready,
     is_last: bool,
 }

@@ -84,6 +84,10 @@ impl Simd for Avx2 {
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
+    #[inline(always)]
+    unsafe fn prefetch_second(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
 
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> __m256 {

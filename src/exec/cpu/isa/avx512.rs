@@ -88,6 +88,10 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
+    #[inline(always)]
+    unsafe fn prefetch_second(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
 
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> __m512 {

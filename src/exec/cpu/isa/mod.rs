@@ -203,6 +203,8 @@ pub trait Simd: Copy {
 
     /// Asks for the cache line at `p`, which may be any address.
     unsafe fn prefetch(p: *const u8);
+    /// The same, but no nearer than the second-level cache.
+    unsafe fn prefetch_second(p: *const u8);
 
     /// Widens `WIDTH` bfloat16 values.
     unsafe fn load_bf16(p: *const u8) -> Self::F;

@@ -96,6 +96,8 @@ impl Simd for Scalar {
 
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_second(_p: *const u8) {}
 
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self::F {
