@@ -187,6 +187,7 @@ mod tests {
                 num_blocks: 8,
                 max_batch_tokens: 64,
                 max_chunk_tokens: 64,
+                max_slowdown: 2.0,
                 max_running: 4,
                 max_model_len: 64,
                 prefix_cache: true,

@@ -126,6 +126,7 @@ mod tests {
             num_blocks: 8,
             max_batch_tokens: 16,
             max_chunk_tokens: 16,
+            max_slowdown: 2.0,
             max_running: 2,
             max_model_len: 64,
             prefix_cache: true,

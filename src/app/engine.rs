@@ -235,6 +235,7 @@ fn finish(
         num_blocks: sizes.num_blocks,
         max_batch_tokens: config.scheduler.max_batch_tokens,
         max_chunk_tokens: config.scheduler.max_batch_tokens,
+        max_slowdown: config.scheduler.max_slowdown,
         max_running: config.scheduler.max_running,
         max_model_len: sizes.max_model_len,
         prefix_cache: config.kv.prefix_cache,

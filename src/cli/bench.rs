@@ -31,7 +31,10 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     if args.probe {
         return probe(&config, args.json);
     }
-    let config = Config { kv: crate::base::config::Kv { prefix_cache: false, ..config.kv }, ..config };
+    // What is measured apart must not share: no prefixes, and no prompts held back by streams.
+    let kv = crate::base::config::Kv { prefix_cache: false, ..config.kv };
+    let scheduler = crate::base::config::Scheduler { max_slowdown: 1e6, ..config.scheduler };
+    let config = Config { kv, scheduler, ..config };
     let mut progress = Progress::new();
     let built = engine::build(&config, &mut |stage, done, total| progress.show(stage, done, total));
     progress.finish();

@@ -42,6 +42,10 @@ impl InFlightRow {
         }
     }
 
+    fn is_decode(&self) -> bool {
+        self.end - self.start == 1 && self.num_samples > 0
+    }
+
     fn is_answered_by(&self, output: &SeqOutput) -> bool {
         self.seq == output.seq
             && self.num_samples == output.sampled.len()
@@ -62,6 +66,9 @@ impl<S: Clone> Lane<S> {
             self.in_flight = Some(flight);
             return self.fail("the executor's output does not match its plan");
         }
+        let decodes = flight.rows.iter().filter(|row| row.is_decode()).count();
+        let prefills = flight.rows.iter().filter(|row| !row.is_decode()).map(|row| row.end - row.start).sum();
+        self.pace.learn(decodes, prefills, output.elapsed_us);
         self.forget_step();
         let mut forks = Vec::new();
         let mut next = 0;

@@ -3,7 +3,7 @@
 use crate::kv::BLOCK_TOKENS;
 
 /// Limits of one lane. Blocks are [`BLOCK_TOKENS`] tokens each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LaneConfig {
     /// KV blocks of the executor behind the lane.
     pub num_blocks: usize,
@@ -11,6 +11,8 @@ pub struct LaneConfig {
     pub max_batch_tokens: usize,
     /// Rows of one sequence in one step, so that a long prompt leaves room for short ones beside it.
     pub max_chunk_tokens: usize,
+    /// How many times as long a step may take because of prompts beside running streams, about; above 1.
+    pub max_slowdown: f64,
     /// Sequences that hold KV; every choice of an `n > 1` request counts.
     pub max_running: usize,
     /// Longest sequence, prompt and output.

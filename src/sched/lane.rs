@@ -13,6 +13,7 @@ use super::admit::Blocked;
 use super::complete::InFlight;
 use super::config::{DoesNotFit, LaneConfig, LaneConfigError};
 use super::job::{Delivery, Event, Finish, Job, Micros, RequestId};
+use super::pace::Pace;
 use super::plan::{SeqId, SeqRows, StepPlan};
 use super::queue::{Outbox, Queue};
 use super::sequence::{Sequence, finished};
@@ -33,6 +34,7 @@ pub struct Lane<S> {
     pub(super) outbox: Outbox<S>,
     pub(super) no_tokens: Arc<[TokenId]>,
     pub(super) blocked: Option<Blocked>,
+    pub(super) pace: Pace,
     pub(super) totals: Totals,
     /// Buffers that are filled anew for each row: events of one sequence, and rows of plans that came back.
     pub(super) events: Vec<Event>,
@@ -98,6 +100,7 @@ impl<S: Clone> Lane<S> {
             outbox: Outbox::new(),
             no_tokens: Arc::from([]),
             blocked: None,
+            pace: Pace::default(),
             totals: Totals::default(),
             events: Vec::new(),
             spare_rows: Vec::new(),

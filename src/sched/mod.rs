@@ -8,6 +8,7 @@ mod form;
 pub mod job;
 mod lane;
 mod place;
+mod pace;
 pub mod plan;
 mod queue;
 mod sequence;

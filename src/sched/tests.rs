@@ -14,6 +14,7 @@ const CONFIG: LaneConfig = LaneConfig {
     num_blocks: 16,
     max_batch_tokens: 64,
     max_chunk_tokens: 32,
+    max_slowdown: 2.0,
     max_running: 4,
     max_model_len: 200,
     prefix_cache: true,

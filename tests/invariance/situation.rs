@@ -80,6 +80,7 @@ impl Situation {
             num_blocks: self.num_blocks,
             max_batch_tokens: self.max_batch_tokens,
             max_chunk_tokens: self.max_chunk_tokens,
+            max_slowdown: 2.0,
             max_running: self.max_running,
             max_model_len,
             prefix_cache: self.prefix_cache,

@@ -57,6 +57,7 @@ pub const KEYS: &[Key] = &[
     ]))),
     key("kv.prefix_cache", |c, v| put(&mut c.kv.prefix_cache, v.boolean())),
     key("scheduler.max_batch_tokens", |c, v| put(&mut c.scheduler.max_batch_tokens, v.int(1..=65_536))),
+    key("scheduler.max_slowdown", |c, v| put(&mut c.scheduler.max_slowdown, v.number(1.0, 1e6))),
     key("scheduler.max_running", |c, v| put(&mut c.scheduler.max_running, v.int(1..=4096))),
     key("scheduler.steal_window", |c, v| put(&mut c.scheduler.steal_window, v.int(0..=1024))),
     key("admission.max_requests", |c, v| put(&mut c.admission.max_requests, v.int(1..=100_000))),

@@ -213,6 +213,8 @@ pub enum KvDtype {
 pub struct Scheduler {
     /// Token budget of one step: decodes first, then chunks of prompts.
     pub max_batch_tokens: usize,
+    /// How many times as long a step may take because of prompts beside running streams, about.
+    pub max_slowdown: f64,
     /// Sequences that run at once in one lane.
     pub max_running: usize,
     /// Waiting jobs that a lane shows to the others, for those with room to take. 0: none are taken.
@@ -221,7 +223,7 @@ pub struct Scheduler {
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { max_batch_tokens: 512, max_running: 64, steal_window: 64 }
+        Self { max_batch_tokens: 512, max_slowdown: 2.0, max_running: 64, steal_window: 64 }
     }
 }
 

@@ -82,6 +82,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("kv.dtype", "bf16"),
     ("kv.prefix_cache", "false"),
     ("scheduler.max_batch_tokens", "256"),
+    ("scheduler.max_slowdown", "3.5"),
     ("scheduler.max_running", "32"),
     ("scheduler.steal_window", "0"),
     ("admission.max_requests", "7"),

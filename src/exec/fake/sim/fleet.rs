@@ -86,6 +86,7 @@ impl Fleet {
             num_blocks: rng.range(4, 40),
             max_batch_tokens: max_running + rng.range(0, 60),
             max_chunk_tokens: rng.range(1, 64),
+            max_slowdown: rng.range(1, 5) as f64 + 0.5,
             max_running,
             max_model_len: rng.range(40, 200),
             prefix_cache: !rng.one_in(4),

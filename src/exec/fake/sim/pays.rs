@@ -11,6 +11,7 @@ const CONFIG: LaneConfig = LaneConfig {
     num_blocks: 400,
     max_batch_tokens: 256,
     max_chunk_tokens: 128,
+    max_slowdown: 2.0,
     max_running: 16,
     max_model_len: 400,
     prefix_cache: true,
