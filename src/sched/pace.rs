@@ -53,7 +53,9 @@ mod tests {
 
     #[test]
     fn steps_with_prompts_take_as_long_as_was_asked() {
-        for (read, row, decodes) in [(24_000.0, 950.0, 4), (24_000.0, 950.0, 32), (5_000.0, 20.0, 64), (100.0, 100.0, 1)] {
+        for (read, row, decodes) in
+            [(24_000.0, 950.0, 4), (24_000.0, 950.0, 32), (5_000.0, 20.0, 64), (100.0, 100.0, 1)]
+        {
             let mut pace = Pace::default();
             assert_eq!(pace.prefill_rows(2.0), usize::MAX, "nothing is known yet");
             pace.learn(0, 512, step_us(read, row, 512));
