@@ -26,8 +26,9 @@ impl<S: Clone> Lane<S> {
             self.add_chunk(index, &mut step);
         } else {
             self.add_decodes(&mut step);
-            if !step.plan.rows.is_empty() {
-                step.budget = step.budget.min(self.pace.prefill_rows(self.config.max_slowdown));
+            let decodes = step.plan.rows.len();
+            if decodes > 0 {
+                step.budget = step.budget.min(self.pace.prefill_rows(decodes, self.config.max_slowdown));
             }
             self.add_prefills(&mut step);
             self.add_admissions(now, &mut step);

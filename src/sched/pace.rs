@@ -1,19 +1,34 @@
 //! How fast the device is, learnt from its steps, so that prompts slow running streams down by no more than was asked.
 //!
-//! Knows two times: of a step that only decodes, and what a row of a prompt adds to one. Where the memory is the bottleneck
-//! a few rows add next to nothing; a rate learnt from such steps lets more of them in, until it no longer holds.
+//! Knows how long a step takes that only decodes, for so many sequences, and what a row costs in a step of many rows, where
+//! the device computes all the time. So a step of few rows, which waits for memory, has room for more at no cost.
 
 use super::job::Micros;
 
 /// Rows of a prompt that every step may have, so that no prompt waits for ever.
 const MIN_PREFILL_ROWS: usize = 16;
+/// In steps of so many rows the device is taken to compute all the time.
+const MANY_ROWS: usize = 64;
 /// Weight of the newest step.
 const NEWEST: f64 = 0.25;
+/// What one more decode adds to a step, in rows of a prompt, where nothing was measured: it shares the reading of the
+/// weights.
+const DECODE_ROWS: f64 = 0.5;
+
+/// Steps that only decode, by the number of bits of their number of sequences.
+const NUM_SIZES: usize = 24;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pace {
-    decode_us: Option<f64>,
+    decodes: [Option<Decodes>; NUM_SIZES],
     row_us: Option<f64>,
+}
+
+/// A step that decoded so many sequences, as measured last, and on average.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Decodes {
+    count: usize,
+    us: f64,
 }
 
 impl Pace {
@@ -21,25 +36,37 @@ impl Pace {
     pub fn learn(&mut self, decodes: usize, prefills: usize, elapsed: Micros) {
         let elapsed = elapsed as f64;
         if prefills == 0 {
-            update(&mut self.decode_us, elapsed);
-        } else if prefills >= MIN_PREFILL_ROWS {
-            let without = if decodes == 0 { 0.0 } else { self.decode_us.unwrap_or(0.0) };
-            update(&mut self.row_us, (elapsed - without).max(0.0) / prefills as f64);
+            let known = &mut self.decodes[size(decodes)];
+            let us = known.map_or(elapsed, |known| towards(known.us, elapsed));
+            *known = Some(Decodes { count: decodes, us });
+        } else if prefills >= decodes && decodes + prefills >= MANY_ROWS {
+            let row_us = elapsed / (decodes + prefills) as f64;
+            self.row_us = Some(self.row_us.map_or(row_us, |known| towards(known, row_us)));
         }
     }
 
-    /// Rows of prompts beside running streams, whose step then takes at most about `max_slowdown` times as long.
-    pub fn prefill_rows(&self, max_slowdown: f64) -> usize {
-        match (self.decode_us, self.row_us) {
-            // A quotient beyond any count, or by zero, becomes the largest number.
-            (Some(decode), Some(row)) => ((decode * (max_slowdown - 1.0) / row) as usize).max(MIN_PREFILL_ROWS),
-            _ => usize::MAX,
-        }
+    /// Rows of prompts beside `decodes` running streams, whose step then takes at most about `max_slowdown` times as long.
+    pub fn prefill_rows(&self, decodes: usize, max_slowdown: f64) -> usize {
+        let (Some(row_us), Some(alone_us)) = (self.row_us, self.decode_us(decodes)) else { return usize::MAX };
+        // A quotient beyond any count, or by zero, becomes the largest number.
+        let rows = (max_slowdown * alone_us / row_us) as usize;
+        rows.saturating_sub(decodes).max(MIN_PREFILL_ROWS)
+    }
+
+    /// A step that only decodes, as measured, or after the nearest smaller one that was.
+    fn decode_us(&self, decodes: usize) -> Option<f64> {
+        let known = self.decodes[..=size(decodes)].iter().rev().find_map(|known| *known)?;
+        let more = decodes.saturating_sub(known.count) as f64;
+        Some(known.us + more * DECODE_ROWS * self.row_us.unwrap_or(0.0))
     }
 }
 
-fn update(mean: &mut Option<f64>, newest: f64) {
-    *mean = Some(mean.map_or(newest, |mean| mean + NEWEST * (newest - mean)));
+fn size(decodes: usize) -> usize {
+    ((usize::BITS - decodes.leading_zeros()) as usize).min(NUM_SIZES - 1)
+}
+
+fn towards(mean: f64, newest: f64) -> f64 {
+    mean + NEWEST * (newest - mean)
 }
 
 #[cfg(test)]
@@ -53,26 +80,33 @@ mod tests {
 
     #[test]
     fn steps_with_prompts_take_as_long_as_was_asked() {
-        for (read, row, decodes) in
-            [(24_000.0, 950.0, 4), (24_000.0, 950.0, 32), (5_000.0, 20.0, 64), (100.0, 100.0, 1)]
+        for (read, row, decodes) in [(24_000.0, 950.0, 4), (24_000.0, 950.0, 32), (5_000.0, 20.0, 64), (900.0, 10.0, 1)]
         {
             let mut pace = Pace::default();
-            assert_eq!(pace.prefill_rows(2.0), usize::MAX, "nothing is known yet");
+            assert_eq!(pace.prefill_rows(decodes, 2.0), usize::MAX, "nothing is known yet");
             pace.learn(0, 512, step_us(read, row, 512));
-            let decode_us = step_us(read, row, decodes);
-            (0..20).for_each(|_| pace.learn(decodes, 0, decode_us));
-            let mut prefills = Vec::new();
-            for _ in 0..200 {
-                let rows = pace.prefill_rows(2.0).min(512);
-                pace.learn(decodes, rows, step_us(read, row, decodes + rows));
-                prefills.push(rows);
+            let alone = step_us(read, row, decodes);
+            (0..20).for_each(|_| pace.learn(decodes, 0, alone));
+            for _ in 0..50 {
+                let rows = pace.prefill_rows(decodes, 2.0);
+                let elapsed = step_us(read, row, decodes + rows);
+                let slowdown = elapsed as f64 / alone as f64;
+                assert!((1.8..2.1).contains(&slowdown), "{read} {row} {decodes}: {slowdown}, {rows} rows");
+                pace.learn(decodes, rows, elapsed);
             }
-            let settled = &prefills[100..];
-            let mean = settled.iter().sum::<usize>() / settled.len();
-            let slowdown = step_us(read, row, decodes + mean) as f64 / decode_us as f64;
-            let least = prefills.iter().all(|&rows| rows == MIN_PREFILL_ROWS || rows == 512);
-            assert!(least || (1.5..2.3).contains(&slowdown), "{read} {row} {decodes}: {slowdown}, {mean} rows");
         }
+    }
+
+    /// Newcomers all the time: no step decodes only any more once there are many.
+    #[test]
+    fn a_lane_that_filled_up_beside_prompts_is_not_taken_for_an_empty_one() {
+        let (read, row) = (24_000.0, 950.0);
+        let mut pace = Pace::default();
+        pace.learn(0, 512, step_us(read, row, 512));
+        pace.learn(1, 0, step_us(read, row, 1));
+        let rows = pace.prefill_rows(32, 2.0);
+        let slowdown = step_us(read, row, 32 + rows) as f64 / step_us(read, row, 32) as f64;
+        assert!((1.5..3.0).contains(&slowdown), "{slowdown}");
     }
 
     #[test]
@@ -80,10 +114,10 @@ mod tests {
         let mut pace = Pace::default();
         pace.learn(1, 0, 10);
         pace.learn(0, 100, 1_000_000);
-        assert_eq!(pace.prefill_rows(2.0), MIN_PREFILL_ROWS);
+        assert_eq!(pace.prefill_rows(1, 2.0), MIN_PREFILL_ROWS);
         let mut free = Pace::default();
         free.learn(1, 0, 1);
-        free.learn(1, 100, 1);
-        assert_eq!(free.prefill_rows(2.0), usize::MAX);
+        free.learn(1, 100, 0);
+        assert_eq!(free.prefill_rows(1, 2.0), usize::MAX - 1);
     }
 }
