@@ -36,10 +36,22 @@ pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
                 let lane = Lane { layout: &layout, panel, lane };
                 lane.write(&parts[part], row - first_rows[part], values, to);
             }
+            release(parts, &first_rows, panel);
         },
     );
     parts.iter().for_each(Tensor::release);
     Packed { layout, bytes }
+}
+
+/// Gives a panel's rows back as soon as they are packed, so that a large matrix is never in memory twice.
+fn release(parts: &[Tensor], first_rows: &[usize], panel: Panel) {
+    for (part, first) in parts.iter().zip(first_rows) {
+        let start = panel.first_row.max(*first);
+        let end = (panel.first_row + panel.num_rows).min(first + part.shape[0]);
+        if start < end {
+            part.rows(start - first..end - first).release();
+        }
+    }
 }
 
 /// The format in which weights stand in memory so that no number changes: a file's own, where the kernels know it.
