@@ -5,7 +5,7 @@
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::{Method, Ready};
+use super::{Method, Ready, each_row};
 
 pub struct Bf16Dot;
 
@@ -52,7 +52,7 @@ impl Method for Bf16Dot {
     }
 }
 
-/// Bytes of a value in rows of `k` values, rounded up to pairs.
+/// Bytes of a row of `k` values, rounded up to pairs.
 fn stride(k: usize) -> usize {
     2 * k.next_multiple_of(2)
 }
@@ -60,24 +60,14 @@ fn stride(k: usize) -> usize {
 /// Rounds rows of `k` values to bfloat16 (nearest, ties to even), an odd one padded with zero; gives their bytes and those
 /// of a row.
 pub fn round<'a>(isa: Isa, pool: &mut Pool, x: &[f32], k: usize, scratch: &'a mut Scratch) -> (&'a [u8], usize) {
-    /// Rows of a chunk.
-    const ROWS: usize = 8;
     let (rows, stride) = (x.len() / k, stride(k));
     let rounded = scratch.get(rows * stride / 4);
     let to = Shared::new(rounded);
-    let task = |chunk: usize| {
-        for row in chunk * ROWS..rows.min((chunk + 1) * ROWS) {
-            let to = to.ptr().wrapping_add(row * stride / 4).cast();
-            // SAFETY: an executor's level is available; each row is written by one chunk, into its own `stride` bytes.
-            unsafe { isa.run(Round { from: &x[row * k..][..k], to }) };
-        }
-    };
-    let chunks = rows.div_ceil(ROWS);
-    if chunks < 4 {
-        (0..chunks).for_each(task)
-    } else {
-        pool.run(chunks, &task)
-    }
+    each_row(pool, rows, &|row| {
+        let to = to.ptr().wrapping_add(row * stride / 4).cast();
+        // SAFETY: an executor's level is available; each row is written by one thread, into its own `stride` bytes.
+        unsafe { isa.run(Round { from: &x[row * k..][..k], to }) };
+    });
     (bytemuck::cast_slice(rounded), stride)
 }
 

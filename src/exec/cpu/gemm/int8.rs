@@ -12,28 +12,15 @@ use super::super::isa::{Isa, Kernel, Simd};
 use super::super::matrix::{GROUP, Quantised};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::float::add_f32;
-use super::{MAX_BLOCK_VALUES, Method, Ready};
+use super::float::Widen;
+use super::{Method, Ready, each_row};
 
 /// Words of four bytes of a group of activations.
 const WORDS: usize = GROUP / 4;
 
-/// Quantised weights, widened.
-pub struct Dequantised<Q>(PhantomData<Q>);
-
-impl<Q: Quantised> Method for Dequantised<Q> {
-    const WIDENS: bool = true;
-
-    fn depth(width: usize, vectors: usize) -> usize {
-        (MAX_BLOCK_VALUES / (width * vectors)).min(256)
-    }
-
-    fn x_bytes(k: usize) -> usize {
-        4 * k
-    }
-
+impl<Q: Quantised> Widen for Q {
     #[inline(always)]
-    unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const u8 {
+    unsafe fn widen<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const f32 {
         let lanes = N * S::WIDTH;
         for index in 0..depth / GROUP {
             let record = weights.add(index * lanes * Q::LANE_BYTES);
@@ -46,25 +33,15 @@ impl<Q: Quantised> Method for Dequantised<Q> {
                     let to = to.add(4 * word * lanes + n * S::WIDTH);
                     if Q::HALF_BYTES {
                         let (low, high) = S::nibbles(numbers);
-                        widen::<S, Q>(low, scale, min, to, lanes);
-                        widen::<S, Q>(high, scale, min, to.add(GROUP / 2 * lanes), lanes);
+                        widen_word::<S, Q>(low, scale, min, to, lanes);
+                        widen_word::<S, Q>(high, scale, min, to.add(GROUP / 2 * lanes), lanes);
                     } else {
-                        widen::<S, Q>(numbers, scale, min, to, lanes);
+                        widen_word::<S, Q>(numbers, scale, min, to, lanes);
                     }
                 }
             }
         }
-        scratch.cast()
-    }
-
-    #[inline(always)]
-    unsafe fn add<S: Simd, const R: usize, const N: usize>(
-        acc: &mut [[S::F; N]; R],
-        x: *const u8,
-        stride: usize,
-        block: &Ready,
-    ) -> usize {
-        add_f32::<S, R, N>(acc, x, stride, block)
+        scratch
     }
 }
 
@@ -80,7 +57,7 @@ unsafe fn min<S: Simd, Q: Quantised>(record: *const u8, lanes: usize, n: usize) 
 
 /// Four `k` of a vector of outputs, to places `lanes` apart.
 #[inline(always)]
-unsafe fn widen<S: Simd, Q: Quantised>(numbers: S::I, scale: S::F, min: S::F, to: *mut f32, lanes: usize) {
+unsafe fn widen_word<S: Simd, Q: Quantised>(numbers: S::I, scale: S::F, min: S::F, to: *mut f32, lanes: usize) {
     let values = [
         S::byte_to_f32::<0>(numbers),
         S::byte_to_f32::<8>(numbers),
@@ -190,26 +167,16 @@ struct Activations {
 
 /// Quantises rows of `k` values, a last group padded with zeros; gives their bytes and those of a row.
 pub fn quantise<'a>(isa: Isa, pool: &mut Pool, x: &[f32], k: usize, scratch: &'a mut Scratch) -> (&'a [u8], usize) {
-    /// Rows of a chunk.
-    const ROWS: usize = 8;
     let groups = k.div_ceil(GROUP);
     let (rows, stride) = (x.len() / k, groups * size_of::<Activations>());
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch.get(rows * stride / 4));
     let to = Shared::new(bytemuck::cast_slice_mut::<u8, Activations>(bytes));
-    let task = |chunk: usize| {
-        for row in chunk * ROWS..rows.min((chunk + 1) * ROWS) {
-            // SAFETY: each row is quantised by one chunk, into its own groups.
-            let to = unsafe { to.slice(row * groups, groups) };
-            // SAFETY: an executor's level is available; `to` has a group for each `GROUP` values.
-            unsafe { isa.run(Quantise { from: &x[row * k..][..k], to }) };
-        }
-    };
-    let chunks = rows.div_ceil(ROWS);
-    if chunks < 4 {
-        (0..chunks).for_each(task)
-    } else {
-        pool.run(chunks, &task)
-    }
+    each_row(pool, rows, &|row| {
+        // SAFETY: each row is quantised by one thread, into its own groups.
+        let to = unsafe { to.slice(row * groups, groups) };
+        // SAFETY: an executor's level is available; `to` has a group for each `GROUP` values.
+        unsafe { isa.run(Quantise { from: &x[row * k..][..k], to }) };
+    });
     (bytes, stride)
 }
 

@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use self::bf16::Bf16Dot;
 use self::float::Float;
-use self::int8::{Dequantised, Int8Dot};
+use self::int8::Int8Dot;
 use super::isa::element::{Bf16, F16, F32};
 use super::isa::{Isa, Kernel, Simd};
 use super::matrix::{CpuMatrix, Format, Int4, Int4Min, Int8, Layout, Panel};
@@ -135,6 +135,15 @@ impl Multiplier {
     }
 }
 
+/// Calls `task` for each row of activations, on several threads where there are many.
+fn each_row(pool: &mut Pool, rows: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Rows of a chunk.
+    const ROWS: usize = 8;
+    let chunk = |chunk: usize| (chunk * ROWS..rows.min((chunk + 1) * ROWS)).for_each(task);
+    let chunks = rows.div_ceil(ROWS);
+    if chunks < 4 { (0..chunks).for_each(chunk) } else { pool.run(chunks, &chunk) }
+}
+
 /// How a product is cut into chunks.
 struct Cut {
     rows: usize,
@@ -231,9 +240,9 @@ impl Kernel for Tile<'_> {
             (_, Format::Bf16) => self.sweep::<S, Float<Bf16>>(),
             (_, Format::F16) => self.sweep::<S, Float<F16>>(),
             (_, Format::F32) => self.sweep::<S, Float<F32>>(),
-            (_, Format::Int8) => self.sweep::<S, Dequantised<Int8>>(),
-            (_, Format::Int4) => self.sweep::<S, Dequantised<Int4>>(),
-            (_, Format::Int4Min) => self.sweep::<S, Dequantised<Int4Min>>(),
+            (_, Format::Int8) => self.sweep::<S, Float<Int8>>(),
+            (_, Format::Int4) => self.sweep::<S, Float<Int4>>(),
+            (_, Format::Int4Min) => self.sweep::<S, Float<Int4Min>>(),
         }
     }
 }
