@@ -175,14 +175,16 @@ pub fn probe(config: &Config) -> Result<Peaks, CpuError> {
     cpu::probe(CpuOptions { threads: threads(config), isa: isa(config), ..CpuOptions::default() })
 }
 
-/// `auto` keeps the KV cache in 16 bits when the weights are; quantised ones stand for float32 numbers.
+/// `auto` keeps the KV cache in 16 bits when the weights are, or activations are rounded anyway; quantised weights stand
+/// for float32 numbers.
 fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
     let is_wide = |dtype: Dtype| dtype == Dtype::F32 || dtype.is_quantised();
     let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && is_wide(t.dtype));
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Bf16 => KvDtype::Bf16,
-        KvChoice::Auto if weights_are_wide() => KvDtype::F32,
+        KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Auto if config.engine.compute == ComputeChoice::F32 && weights_are_wide() => KvDtype::F32,
         KvChoice::Auto => KvDtype::Bf16,
     }
 }

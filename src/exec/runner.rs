@@ -14,7 +14,6 @@ use smallvec::SmallVec;
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
 use crate::model::decoder::Decoder;
 use crate::model::ops::{Batch, KvDtype, Ops, Span};
-use crate::model::spec::Spec;
 use crate::sample::{self, Scratch};
 use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
@@ -33,17 +32,11 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Bytes of one KV block over all layers, K and V.
-fn kv_block_bytes(spec: &Spec, dtype: KvDtype) -> usize {
-    2 * spec.layers.len() * BLOCK_TOKENS * spec.kv_width() * dtype.bytes()
-}
-
 impl<O: Ops> ModelExecutor<O> {
     /// Allocates `num_blocks` KV blocks. `device` is what people are told, e.g. `cpu (AVX-512, 2 threads)`.
     pub fn new(mut ops: O, decoder: Decoder<O>, device: String, dtype: KvDtype, num_blocks: usize) -> Self {
         let spec = decoder.spec();
-        ops.allocate_kv(spec, dtype, num_blocks);
-        let kv_bytes = num_blocks * kv_block_bytes(spec, dtype);
+        let kv_bytes = ops.allocate_kv(spec, dtype, num_blocks);
         let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
         Self { info, ops, decoder, batch: Batch::default() }
     }

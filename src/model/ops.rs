@@ -15,15 +15,8 @@ use super::weights::Tensor;
 pub enum KvDtype {
     F32,
     Bf16,
-}
-
-impl KvDtype {
-    pub fn bytes(self) -> usize {
-        match self {
-            KvDtype::F32 => 4,
-            KvDtype::Bf16 => 2,
-        }
-    }
+    /// Multiples of a scale for each token and head.
+    Int8,
 }
 
 /// One step's tokens, sequence by sequence, in plain arrays that can be copied to a device as they are.
@@ -112,8 +105,8 @@ pub trait Ops {
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
     fn new_rows(&mut self) -> Self::Rows;
-    /// Allocates `num_blocks` blocks of KV for every layer. Called once, before the first step.
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize);
+    /// Allocates `num_blocks` blocks of KV for every layer; says how many bytes. Called once, before the first step.
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize;
 
     // ── one step ───────────────────────────────────────────────────────────────────────────────
     /// Copies whole KV blocks `(from, to)` in every layer (copy-on-write of forked sequences).

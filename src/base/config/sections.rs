@@ -202,10 +202,11 @@ impl Default for Kv {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
-    /// Follows the weights.
+    /// Follows the weights and the way of computing.
     Auto,
     F32,
     Bf16,
+    Int8,
 }
 
 /// Batching.

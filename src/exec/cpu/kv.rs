@@ -1,26 +1,45 @@
 //! The KV cache's memory.
 //!
-//! Per layer two regions, `[block][kv_head]` of one tile each: K as `[head_dim][BLOCK_TOKENS]`, so that one vector
-//! holds one dimension of a whole block and scores need no horizontal sums; V as `[BLOCK_TOKENS][head_dim]`.
-//! Never knows which sequence a block belongs to. Invariant: all indices are checked here, once per tile.
+//! Per layer two regions, `[block][kv_head]` of one tile each, in words of four bytes, so that a product reads a vector of
+//! them and needs no horizontal sums:
+//! - K as `[head_dim / n][BLOCK_TOKENS]`, a word holding `n` neighbouring dimensions of a token;
+//! - V as `[BLOCK_TOKENS / n][dims]`, a word holding one dimension of `n` neighbouring tokens; `dims` is `head_dim` rounded
+//!   up to a vector, the rest zero.
+//!
+//! `n` is 1 for float32, and 2 for bfloat16 and bytes (whose words have two bytes until they are widened). Bytes are
+//! multiples of a scale of their token and head; the scales of a tile stand behind it.
+//!
+//! Never knows which sequence a block belongs to. Invariants: all indices are checked here, once per tile; the token that
+//! shares V's words with the last one of a sequence is zero or the sequence's own, so that times zero it is zero.
 
-use half::bf16;
-
+use super::isa::{Isa, Kernel, MAX_WIDTH, Simd};
 use super::memory::ZeroedBytes;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::ops::KvDtype;
-use crate::model::spec::Spec;
+use crate::model::spec::{MAX_HEAD_DIM, Spec};
+
+/// Bytes of the scales of a tile.
+const SCALE_BYTES: usize = 4 * BLOCK_TOKENS;
+/// The largest byte; the smallest is its negative.
+const MAX_BYTE: f32 = 127.0;
 
 /// K and V bytes of one block in all layers; `None` where no address space could hold it.
 pub fn kv_bytes_per_block(spec: &Spec, dtype: KvDtype) -> Option<usize> {
-    tile_values(spec.head_dim)?
-        .checked_mul(2 * dtype.bytes())?
-        .checked_mul(spec.num_kv_heads)?
-        .checked_mul(spec.layers.len())
+    tile_bytes(spec.head_dim, dtype)?.checked_mul(2)?.checked_mul(spec.num_kv_heads)?.checked_mul(spec.layers.len())
 }
 
-fn tile_values(head_dim: usize) -> Option<usize> {
-    head_dim.checked_mul(BLOCK_TOKENS)
+/// Values of a row of V.
+pub fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(MAX_WIDTH)
+}
+
+fn tile_bytes(head_dim: usize, dtype: KvDtype) -> Option<usize> {
+    let values = head_dim.checked_next_multiple_of(MAX_WIDTH)?.checked_mul(BLOCK_TOKENS)?;
+    match dtype {
+        KvDtype::F32 => values.checked_mul(4),
+        KvDtype::Bf16 => values.checked_mul(2),
+        KvDtype::Int8 => values.checked_add(SCALE_BYTES),
+    }
 }
 
 pub struct KvCache {
@@ -40,7 +59,9 @@ struct LayerKv {
 impl KvCache {
     /// Panics where the size is beyond the address space; callers size `num_blocks` by [`kv_bytes_per_block`].
     pub fn new(spec: &Spec, dtype: KvDtype, num_blocks: usize) -> KvCache {
-        let tile_bytes = tile_values(spec.head_dim).and_then(|values| values.checked_mul(dtype.bytes()));
+        let head_dim = spec.head_dim;
+        assert!(head_dim.is_multiple_of(2) && head_dim <= MAX_HEAD_DIM, "heads of {head_dim} dimensions");
+        let tile_bytes = tile_bytes(head_dim, dtype);
         let region = tile_bytes.and_then(|b| b.checked_mul(spec.num_kv_heads)?.checked_mul(num_blocks));
         let (Some(tile_bytes), Some(region)) = (tile_bytes, region) else {
             panic!("{num_blocks} KV blocks are more than the address space holds: lower kv.memory");
@@ -51,7 +72,7 @@ impl KvCache {
             dtype,
             num_blocks,
             num_kv_heads: spec.num_kv_heads,
-            head_dim: spec.head_dim,
+            head_dim,
             tile_bytes,
         }
     }
@@ -65,6 +86,11 @@ impl KvCache {
         self.layers.iter().map(|layer| layer.k.len() + layer.v.len()).sum()
     }
 
+    /// Bytes of a tile.
+    pub fn tile_bytes(&self) -> usize {
+        self.tile_bytes
+    }
+
     pub fn has_shape(&self, num_kv_heads: usize, head_dim: usize) -> bool {
         (self.num_kv_heads, self.head_dim) == (num_kv_heads, head_dim)
     }
@@ -76,7 +102,7 @@ impl KvCache {
         (block * self.num_kv_heads + kv_head) * self.tile_bytes
     }
 
-    /// The K and the V tile of one block and head: `head_dim * BLOCK_TOKENS` elements each.
+    /// The K and the V tile of one block and head.
     #[inline]
     pub fn tiles(&self, layer: usize, block: u32, kv_head: usize) -> (*const u8, *const u8) {
         let offset = self.offset(block, kv_head);
@@ -119,39 +145,141 @@ pub struct KvWriter<'a> {
 unsafe impl Sync for KvWriter<'_> {}
 
 impl KvWriter<'_> {
-    /// Rounds one token's K and V of one head to the cache's dtype and stores them.
+    /// Rounds one token's K and V of one head to the cache's dtype and stores them. `is_last`: the sequence's next slot is
+    /// not filled in this step.
     ///
     /// # Safety
-    /// No other thread stores to this slot and head meanwhile.
-    pub unsafe fn store(&self, slot: u32, kv_head: usize, k: &[f32], v: &[f32]) {
-        assert!(
-            k.len() == self.kv.head_dim && v.len() == self.kv.head_dim,
-            "K and V of {} dimensions",
-            self.kv.head_dim
-        );
+    /// `isa` is available. No other thread stores to this slot and head meanwhile, nor, where it is the last one, to the
+    /// next slot of the block.
+    pub unsafe fn store(&self, isa: Isa, slot: u32, kv_head: usize, is_last: bool, k: &[f32], v: &[f32]) {
+        let head_dim = self.kv.head_dim;
+        assert!(k.len() == head_dim && v.len() == head_dim, "K and V of {head_dim} dimensions");
         let offset = self.kv.offset(slot / BLOCK_TOKENS as u32, kv_head);
         let token = slot as usize % BLOCK_TOKENS;
-        // SAFETY: the tile is inside the regions, aligned for its elements (tiles are multiples of 32 bytes in
-        // regions aligned to 64), and `d < head_dim`, `token < BLOCK_TOKENS` stay inside the tile; nobody else touches
-        // the slot's elements.
+        // SAFETY: the tiles are inside the regions, aligned for their elements (they are multiples of 64 bytes in regions
+        // aligned to 64); the rest is the caller's promise.
         unsafe {
             let (k_tile, v_tile) = (self.k.add(offset), self.v.add(offset));
-            match self.kv.dtype {
+            let ends_word = is_last && token.is_multiple_of(2);
+            isa.run(Store { dtype: self.kv.dtype, token, ends_word, k, v, k_tile, v_tile });
+        }
+    }
+}
+
+/// Stores a token in a tile of K and one of V; `ends_word`: with zero beside it, in V.
+struct Store<'a> {
+    dtype: KvDtype,
+    token: usize,
+    ends_word: bool,
+    k: &'a [f32],
+    v: &'a [f32],
+    k_tile: *mut u8,
+    v_tile: *mut u8,
+}
+
+impl Kernel for Store<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Store { dtype, token, ends_word, k, v, k_tile, v_tile } = self;
+        let dims = padded(k.len());
+        // SAFETY: `d < head_dim <= dims` and `token < BLOCK_TOKENS` stay inside the tiles.
+        unsafe {
+            match dtype {
                 KvDtype::F32 => {
                     let (k_tile, v_tile) = (k_tile.cast::<f32>(), v_tile.cast::<f32>());
                     for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
                         *k_tile.add(d * BLOCK_TOKENS + token) = k;
-                        *v_tile.add(token * self.kv.head_dim + d) = v;
+                        *v_tile.add(token * dims + d) = v;
                     }
                 }
                 KvDtype::Bf16 => {
-                    let (k_tile, v_tile) = (k_tile.cast::<bf16>(), v_tile.cast::<bf16>());
-                    for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
-                        *k_tile.add(d * BLOCK_TOKENS + token) = bf16::from_f32(k);
-                        *v_tile.add(token * self.kv.head_dim + d) = bf16::from_f32(v);
+                    let (k, v) = (to_bf16::<S>(k), to_bf16::<S>(v));
+                    self.store_pairs(&k, &v, k_tile.cast(), v_tile.cast());
+                }
+                KvDtype::Int8 => {
+                    let scales = BLOCK_TOKENS * dims;
+                    let ((k, k_scale), (v, v_scale)) = (to_bytes::<S>(k), to_bytes::<S>(v));
+                    self.store_pairs(&k, &v, k_tile.cast(), v_tile.cast());
+                    *k_tile.add(scales).cast::<f32>().add(token) = k_scale;
+                    *v_tile.add(scales).cast::<f32>().add(token) = v_scale;
+                    if ends_word {
+                        *v_tile.add(scales).cast::<f32>().add(token + 1) = 0.0;
                     }
                 }
             }
+        }
+    }
+}
+
+impl Store<'_> {
+    /// # Safety
+    /// The tiles hold [`padded`] times [`BLOCK_TOKENS`] elements.
+    #[inline(always)]
+    unsafe fn store_pairs<T: Copy + Default>(&self, k: &[T], v: &[T], k_tile: *mut T, v_tile: *mut T) {
+        let (head_dim, dims, token) = (self.k.len(), padded(self.k.len()), self.token);
+        // SAFETY: `d < head_dim <= dims` and `token < BLOCK_TOKENS` stay inside the tiles.
+        unsafe {
+            for d in 0..head_dim {
+                *k_tile.add((d / 2 * BLOCK_TOKENS + token) * 2 + d % 2) = k[d];
+                *v_tile.add((token / 2 * dims + d) * 2 + token % 2) = v[d];
+            }
+            if self.ends_word {
+                for d in 0..head_dim {
+                    *v_tile.add((token / 2 * dims + d) * 2 + 1) = T::default();
+                }
+            }
+        }
+    }
+}
+
+/// To the nearest bfloat16, ties to even: their bits.
+#[inline(always)]
+unsafe fn to_bf16<S: Simd>(x: &[f32]) -> [u16; MAX_HEAD_DIM] {
+    let mut to = [0; MAX_HEAD_DIM];
+    // SAFETY: `x` is at most MAX_HEAD_DIM long, which is a multiple of a vector.
+    unsafe { each_vector::<S>(x, |i, v| S::store_bf16(to.as_mut_ptr().add(i).cast(), v)) };
+    to
+}
+
+/// To multiples of a 127th of the largest magnitude: these, and what one stands for. What is not a number, or infinite,
+/// makes it all NaN when it is read.
+#[inline(always)]
+unsafe fn to_bytes<S: Simd>(x: &[f32]) -> ([i8; MAX_HEAD_DIM], f32) {
+    let mut to = [0; MAX_HEAD_DIM];
+    // SAFETY: as in `to_bf16`.
+    unsafe {
+        let mut largest = S::splat(0.0);
+        let mut finite = S::splat(0.0);
+        each_vector::<S>(x, |_, v| {
+            largest = S::max(largest, S::max(v, S::sub(S::splat(0.0), v)));
+            finite = S::fma(v, S::splat(0.0), finite);
+        });
+        let largest = S::max_lane(largest);
+        let scale = largest / MAX_BYTE + S::sum(finite);
+        let inverse = S::splat(if largest > 0.0 { MAX_BYTE / largest } else { 0.0 });
+        let mut rounded = [0f32; MAX_WIDTH];
+        each_vector::<S>(x, |i, v| {
+            S::store(rounded.as_mut_ptr(), S::round(S::mul(v, inverse)));
+            for lane in 0..S::WIDTH {
+                to[i + lane] = rounded[lane] as i8;
+            }
+        });
+        (to, scale)
+    }
+}
+
+/// Calls `f` with each vector of `x` and where it starts; the last one is filled with zeros.
+#[inline(always)]
+unsafe fn each_vector<S: Simd>(x: &[f32], mut f: impl FnMut(usize, S::F)) {
+    let mut i = 0;
+    // SAFETY: `i` stays below the length.
+    unsafe {
+        while i + S::WIDTH <= x.len() {
+            f(i, S::load(x.as_ptr().add(i)));
+            i += S::WIDTH;
+        }
+        if i < x.len() {
+            f(i, S::load_first(x.as_ptr().add(i), x.len() - i));
         }
     }
 }

@@ -32,6 +32,7 @@ pub use self::isa::Isa;
 use self::kv::KvCache;
 pub use self::kv::kv_bytes_per_block;
 pub use self::matrix::{CpuMatrix, Format};
+use self::memory::Scratch;
 use self::moe::{Experts, MoeBuffers};
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
@@ -76,6 +77,8 @@ pub struct CpuOps {
     multiplier: Multiplier,
     weights: Option<Format>,
     moe: MoeBuffers,
+    /// What attention has of each split.
+    splits: Scratch,
 }
 
 impl CpuOps {
@@ -92,7 +95,15 @@ impl CpuOps {
         };
         let pool = Pool::new(threads).map_err(|e| CpuError::NoThreads(threads, e))?;
         let multiplier = Multiplier::new(isa, options.compute);
-        Ok(CpuOps { isa, pool, kv: None, multiplier, weights: options.weights, moe: MoeBuffers::default() })
+        Ok(CpuOps {
+            isa,
+            pool,
+            kv: None,
+            multiplier,
+            weights: options.weights,
+            moe: MoeBuffers::default(),
+            splits: Scratch::default(),
+        })
     }
 
     /// Another executor of the same level with threads and KV memory of its own. Matrices, vectors and rope tables
@@ -112,11 +123,6 @@ impl CpuOps {
 
     pub fn threads(&self) -> usize {
         self.pool.threads()
-    }
-
-    /// What [`Ops::allocate_kv`] took.
-    pub fn kv_bytes(&self) -> usize {
-        self.kv.as_ref().map_or(0, KvCache::bytes)
     }
 }
 
@@ -144,8 +150,8 @@ impl Ops for CpuOps {
         CpuRows::default()
     }
 
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) {
-        self.kv = Some(KvCache::new(spec, dtype, num_blocks));
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
+        self.kv.insert(KvCache::new(spec, dtype, num_blocks)).bytes()
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
@@ -197,7 +203,9 @@ impl Ops for CpuOps {
 
     fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &CpuRows, out: &mut CpuRows) {
         let kv = self.kv.as_ref().expect(NO_KV);
-        Attend { isa: self.isa, batch, kv, layer, attention, qkv }.run(&mut self.pool, out);
+        let dots = self.isa.has_dot() && self.multiplier.compute != Compute::F32;
+        let attend = Attend { isa: self.isa, dots, batch, kv, layer, attention, qkv };
+        attend.run(&mut self.pool, &mut self.splits, out);
     }
 
     fn gated_activation(&mut self, gate_up: &CpuRows, activation: Activation, out: &mut CpuRows) {

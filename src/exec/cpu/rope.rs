@@ -97,6 +97,11 @@ impl RotateAndStore<'_> {
         assert!(rotary_dim <= head_dim, "{rotary_dim} rotary dimensions in heads of {head_dim}");
         assert!(distinct(&self.batch.slots), "two rows of a step have one slot");
         let q_and_k = (num_heads + num_kv_heads) * head_dim;
+        let mut ends = vec![false; qkv.rows()];
+        for span in &self.batch.spans {
+            let end = (span.row_start + span.num_rows) as usize;
+            ends[end - 1] = true;
+        }
         let writer = kv.writer(self.layer);
         for_each_row(pool, qkv, 2, &|row, values| {
             self.normalise(&mut values[..q_and_k]);
@@ -109,8 +114,9 @@ impl RotateAndStore<'_> {
             }
             let (k, v) = values[num_heads * head_dim..].split_at(num_kv_heads * head_dim);
             for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-                // SAFETY: slots are distinct, and a row belongs to one thread.
-                unsafe { writer.store(self.batch.slots[row], head, k, v) };
+                // SAFETY: an executor's level is available. Slots are distinct, a row belongs to one thread, and the slot
+                // after a sequence's last one is nobody's.
+                unsafe { writer.store(self.isa, self.batch.slots[row], head, ends[row], k, v) };
             }
         });
     }

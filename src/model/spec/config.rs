@@ -6,12 +6,11 @@ use super::family::Family;
 use super::fields::Fields;
 use super::layers::{self, RopeIndex};
 use super::rope::{self, MAX_POSITIONS, RopeContext, RopePair};
-use super::{Activation, Spec, SpecError, nested};
+use super::{Activation, MAX_HEAD_DIM, Spec, SpecError, nested};
 
 const MAX_LAYERS: usize = 4096;
 const MAX_HIDDEN: usize = 1 << 20;
 const MAX_HEADS: usize = 1 << 14;
-const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_VOCAB: usize = 1 << 24;
 
 impl Spec {

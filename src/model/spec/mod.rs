@@ -18,6 +18,9 @@ mod tests;
 
 pub use error::SpecError;
 
+/// Dimensions of a head at most: twice those of any model of these families.
+pub const MAX_HEAD_DIM: usize = 512;
+
 /// Everything the decoder needs to know about a model, in plain numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {

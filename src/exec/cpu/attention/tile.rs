@@ -1,15 +1,21 @@
-//! One tile of attention: up to [`MAX_QUERIES`] query vectors over the blocks of one KV head.
+//! One tile of attention: some query vectors over the blocks of one KV head, split by split.
 //!
-//! Query vectors are taken four at a time (two where registers are few), so that a loaded K or V vector is used as
-//! often. Whether a query is taken alone or with others does not change its sums.
+//! K and V of a part lie in the first-level cache while all queries pass by, as many at a time as fit the registers.
+//! Whether a query is taken alone or with others does not change its sums.
 #![allow(unsafe_op_in_unsafe_fn, reason = "microkernels are pointer arithmetic; their contracts stand above them")]
-#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers")]
 
-use super::super::isa::element::{Bf16, Element, F32};
-use super::super::isa::{Kernel, Simd, math};
-use super::{Attend, MAX_QUERIES};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::super::isa::{Kernel, Simd};
+use super::super::kv::padded;
+use super::form::{Dot, Form, Pair, Single};
+use super::part::{Group, PART_TOKENS, Part, Softmax};
+use super::record::{HEADER, Record};
+use super::{Attend, MAX_QUERIES, MAX_TILE_VALUES, SPLIT_TOKENS};
 use crate::kv::BLOCK_TOKENS;
 use crate::model::ops::KvDtype;
+use crate::model::spec::MAX_HEAD_DIM;
 
 /// One query vector: `head_dim` values at `q` and at `out`; it sees the positions `start..end`.
 #[derive(Clone, Copy)]
@@ -22,299 +28,179 @@ pub struct Query {
 
 impl Query {
     pub const NONE: Query = Query { q: std::ptr::null(), out: std::ptr::null_mut(), start: 0, end: 0 };
-
-    /// Its part of block `block`, as offsets in it; empty where it sees none of it.
-    #[inline(always)]
-    fn part_of(&self, block: usize) -> (usize, usize) {
-        let first = block * BLOCK_TOKENS;
-        (self.start.clamp(first, first + BLOCK_TOKENS) - first, self.end.clamp(first, first + BLOCK_TOKENS) - first)
-    }
 }
 
-/// Softmax so far: largest score, and the sum of `exp(score - max)` by place in the block.
-#[derive(Clone, Copy)]
-struct Softmax {
-    max: f32,
-    sums: [f32; BLOCK_TOKENS],
-}
-
-/// Queries in ascending order of position, with outputs zeroed.
+/// Queries in ascending order of position, [`MAX_QUERIES`] at most, and [`MAX_TILE_VALUES`] values.
 pub struct Tile<'a> {
     pub attend: &'a Attend<'a>,
     pub queries: &'a [Query],
     pub table: &'a [u32],
     pub kv_head: usize,
+    pub splits: Range<usize>,
+    /// Where the records of a single split go; without, the queries' outputs are written.
+    pub records: Option<*mut f32>,
 }
+
+const MAX_RECORD_VALUES: usize = MAX_TILE_VALUES + MAX_QUERIES * HEADER;
+/// Bytes of K (or V) of a part, widened to bfloat16.
+const MAX_WIDE_BYTES: usize = 2 * PART_TOKENS * MAX_HEAD_DIM;
+
+#[repr(align(64))]
+struct Memory {
+    x: [f32; MAX_TILE_VALUES],
+    first: [f32; MAX_RECORD_VALUES],
+    next: [f32; MAX_RECORD_VALUES],
+    /// K and V.
+    wide: [[u8; MAX_WIDE_BYTES]; 2],
+}
+
+/// Blocks of a part.
+pub const PART_BLOCKS: usize = PART_TOKENS / BLOCK_TOKENS;
 
 impl Kernel for Tile<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         match self.attend.kv.dtype() {
-            KvDtype::F32 => self.attend_to::<S, F32>(),
-            KvDtype::Bf16 => self.attend_to::<S, Bf16>(),
+            KvDtype::F32 => self.attend_as::<S, Single>(),
+            KvDtype::Bf16 | KvDtype::Int8 if self.attend.dots => self.attend_as::<S, Dot>(),
+            KvDtype::Bf16 | KvDtype::Int8 => self.attend_as::<S, Pair>(),
         }
     }
 }
 
 impl Tile<'_> {
     #[inline(always)]
-    unsafe fn attend_to<S: Simd, E: Element>(&self) {
+    unsafe fn attend_as<S: Simd, F: Form>(&self) {
         let head_dim = self.attend.attention.head_dim;
-        let queries = self.queries;
-        let mut states = [Softmax { max: f32::NEG_INFINITY, sums: [0.0; BLOCK_TOKENS] }; MAX_QUERIES];
-        let first_block = queries[0].start / BLOCK_TOKENS;
-        let last_block = (queries[queries.len() - 1].end - 1) / BLOCK_TOKENS;
-        for block in first_block..=last_block {
-            let (k, v) = self.attend.kv.tiles(self.attend.layer, self.table[block], self.kv_head);
-            if let Some(&next) = self.table.get(block + 1).filter(|_| block < last_block) {
-                self.prefetch_tiles::<S, E>(next);
+        let dims = padded(head_dim);
+        let mut memory: MaybeUninit<Memory> = MaybeUninit::uninit();
+        let memory = memory.as_mut_ptr();
+        let x: *mut u8 = (&raw mut (*memory).x).cast();
+        let first = self.records.unwrap_or((&raw mut (*memory).first).cast());
+        let next: *mut f32 = (&raw mut (*memory).next).cast();
+        let wide: [*mut u8; 2] = [(&raw mut (*memory).wide[0]).cast(), (&raw mut (*memory).wide[1]).cast()];
+        self.groups::<S>(|i, n| interleave::<F>(&self.queries[i..i + n], head_dim, x.add(i * head_dim * F::X_BYTES)));
+        let record = |records: *mut f32, i: usize| Record(records.add(i * (HEADER + dims)));
+        for split in self.splits.clone() {
+            let records = if split == self.splits.start { first } else { next };
+            self.split::<S, F>(split, x, records, wide);
+            if split != self.splits.start {
+                (0..self.queries.len()).for_each(|i| record(first, i).merge::<S>(record(next, i), dims));
             }
-            let mut i = 0;
-            while i < queries.len() {
-                let n = (queries.len() - i).min(if S::NUM_REGISTERS >= 32 { 4 } else { 2 });
-                let (queries, states) = (&queries[i..i + n], &mut states[i..i + n]);
+        }
+        if self.records.is_none() {
+            self.queries.iter().enumerate().for_each(|(i, q)| record(first, i).finish::<S>(q.out, head_dim));
+        }
+    }
+
+    /// Calls `f(first, number)` for groups of queries, each as large as fits the registers: of 8, 4, 2 or 1.
+    #[inline(always)]
+    unsafe fn groups<S: Simd>(&self, mut f: impl FnMut(usize, usize)) {
+        let mut i = 0;
+        let mut n = if S::NUM_REGISTERS >= 32 { 8 } else { 4 };
+        while i < self.queries.len() {
+            while n > self.queries.len() - i {
+                n /= 2;
+            }
+            f(i, n);
+            i += n;
+        }
+    }
+
+    /// Leaves in `records` what the queries have of a split.
+    #[inline(always)]
+    unsafe fn split<S: Simd, F: Form>(&self, split: usize, x: *const u8, records: *mut f32, wide: [*mut u8; 2]) {
+        let head_dim = self.attend.attention.head_dim;
+        let dims = padded(head_dim);
+        let mut states = [Softmax::NOTHING; MAX_QUERIES];
+        for i in 0..self.queries.len() {
+            Record(records.add(i * (HEADER + dims))).clear::<S>(dims);
+        }
+        let (start, end) = (self.queries[0].start, self.queries[self.queries.len() - 1].end);
+        let (start, end) = (start.max(split * SPLIT_TOKENS), end.min((split + 1) * SPLIT_TOKENS));
+        for index in start / PART_TOKENS..end.div_ceil(PART_TOKENS) {
+            let part = self.part::<S>(index, wide);
+            self.groups::<S>(|i, n| {
+                let queries = &self.queries[i..i + n];
+                let (x, values) = (x.add(i * head_dim * F::X_BYTES), records.add(i * (HEADER + dims) + HEADER));
+                let group = Group { attention: self.attend.attention, queries, x, values };
+                let states = &mut states[i..i + n];
                 match n {
-                    4 => self.step::<S, E, 4>(queries, states, block, k, v),
-                    3 => self.step::<S, E, 3>(queries, states, block, k, v),
-                    2 => self.step::<S, E, 2>(queries, states, block, k, v),
-                    _ => self.step::<S, E, 1>(queries, states, block, k, v),
+                    8 => group.step::<S, F, 8>(states, &part),
+                    4 => group.step::<S, F, 4>(states, &part),
+                    2 => group.step::<S, F, 2>(states, &part),
+                    _ => group.step::<S, F, 1>(states, &part),
                 }
-                i += n;
+            });
+        }
+        for (i, state) in states[..self.queries.len()].iter().enumerate() {
+            Record(records.add(i * (HEADER + dims))).set(state.max, state.sum::<S>());
+        }
+    }
+
+    /// Where K and V of a part are, bytes widened; those of the next part are asked for.
+    #[inline(always)]
+    unsafe fn part<S: Simd>(&self, index: usize, wide: [*mut u8; 2]) -> Part {
+        let kv = self.attend.kv;
+        let first = index * PART_TOKENS;
+        let end = self.queries[self.queries.len() - 1].end;
+        let mut part = Part {
+            first,
+            seen: self.queries[0].start.max(first) - first..end.min(first + PART_TOKENS) - first,
+            k: [std::ptr::null(); PART_BLOCKS],
+            v: [std::ptr::null(); PART_BLOCKS],
+            k_scales: None,
+            v_scales: None,
+        };
+        for i in 0..PART_BLOCKS {
+            let block = index * PART_BLOCKS + i;
+            // A block behind the last one is hidden, so any will do.
+            let block = if block * BLOCK_TOKENS < end { block } else { index * PART_BLOCKS };
+            (part.k[i], part.v[i]) = kv.tiles(self.attend.layer, self.table[block], self.kv_head);
+            if (block + PART_BLOCKS) * BLOCK_TOKENS < end {
+                self.prefetch::<S>(self.table[block + PART_BLOCKS]);
             }
         }
-        for (query, state) in queries.iter().zip(&states) {
-            let mut sum = S::load(state.sums.as_ptr());
-            let mut i = S::WIDTH;
-            while i < BLOCK_TOKENS {
-                sum = S::add(sum, S::load(state.sums.as_ptr().add(i)));
-                i += S::WIDTH;
+        if kv.dtype() == KvDtype::Int8 {
+            let values = padded(self.attend.attention.head_dim) * BLOCK_TOKENS;
+            part.k_scales = Some(part.k.map(|tile| tile.add(values).cast()));
+            part.v_scales = Some(part.v.map(|tile| tile.add(values).cast()));
+            for i in 0..PART_BLOCKS {
+                part.k[i] = widen::<S>(part.k[i], values, wide[0].add(2 * i * values));
+                part.v[i] = widen::<S>(part.v[i], values, wide[1].add(2 * i * values));
             }
-            scale::<S>(query.out, head_dim, 1.0 / S::sum(sum));
         }
+        part
     }
 
     /// Asks for the tiles of a block that is needed soon: no hardware guesses where the next block lies.
     #[inline(always)]
-    unsafe fn prefetch_tiles<S: Simd, E: Element>(&self, block: u32) {
+    unsafe fn prefetch<S: Simd>(&self, block: u32) {
         let (k, v) = self.attend.kv.tiles(self.attend.layer, block, self.kv_head);
-        let bytes = self.attend.attention.head_dim * BLOCK_TOKENS * E::BYTES;
         for tile in [k, v] {
-            let mut i = 0;
-            while i < bytes {
+            for i in (0..self.attend.kv.tile_bytes()).step_by(64) {
                 S::prefetch(tile.wrapping_add(i));
-                i += 64;
             }
-        }
-    }
-
-    /// One block for `Q` query vectors.
-    #[inline(always)]
-    unsafe fn step<S: Simd, E: Element, const Q: usize>(
-        &self,
-        queries: &[Query],
-        states: &mut [Softmax],
-        block: usize,
-        k: *const u8,
-        v: *const u8,
-    ) {
-        let head_dim = self.attend.attention.head_dim;
-        let mut q = [std::ptr::null(); Q];
-        let mut out = [std::ptr::null_mut(); Q];
-        let mut whole = true;
-        for i in 0..Q {
-            (q[i], out[i]) = (queries[i].q, queries[i].out);
-            whole &= queries[i].part_of(block) == (0, BLOCK_TOKENS);
-        }
-        let mut weights = [[0f32; BLOCK_TOKENS]; Q];
-        scores::<S, E, Q>(q, k, head_dim, &mut weights);
-        for i in 0..Q {
-            let (start, end) = queries[i].part_of(block);
-            if start < end {
-                self.update::<S>(&queries[i], &mut states[i], &mut weights[i], start, end);
-            }
-        }
-        if whole {
-            mix::<S, E, Q>(out, &weights, v, head_dim, (0, BLOCK_TOKENS));
-        } else {
-            for i in 0..Q {
-                mix::<S, E, 1>([out[i]], &[weights[i]], v, head_dim, queries[i].part_of(block));
-            }
-        }
-    }
-
-    /// Turns the scores of positions `start..end` of a block into softmax weights relative to the new maximum, zero
-    /// elsewhere, and rescales what was summed before.
-    #[inline(always)]
-    unsafe fn update<S: Simd>(
-        &self,
-        query: &Query,
-        state: &mut Softmax,
-        weights: &mut [f32; BLOCK_TOKENS],
-        start: usize,
-        end: usize,
-    ) {
-        let attention = self.attend.attention;
-        let w = weights.as_mut_ptr();
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        let mut i = 0;
-        while i < BLOCK_TOKENS {
-            let mut s = S::mul(S::load(w.add(i)), S::splat(attention.scale));
-            if let Some(cap) = attention.softcap {
-                s = math::soft_cap::<S>(s, cap);
-            }
-            let place = S::add(S::load(PLACES.as_ptr().add(i)), S::splat(0.5));
-            let hidden = S::splat(f32::NEG_INFINITY);
-            s = S::select_less(place, S::splat(start as f32), hidden, s);
-            s = S::select_less(place, S::splat(end as f32), s, hidden);
-            S::store(w.add(i), s);
-            largest = S::max(largest, s);
-            i += S::WIDTH;
-        }
-        let block_max = S::max_lane(largest);
-        let sums = state.sums.as_mut_ptr();
-        if block_max > state.max {
-            // The difference goes through the vector code, as all others do.
-            let shrink = S::max_lane(math::exp::<S>(S::splat(state.max - block_max)));
-            scale::<S>(query.out, attention.head_dim, shrink);
-            scale::<S>(sums, BLOCK_TOKENS, shrink);
-            state.max = block_max;
-        }
-        let mut i = 0;
-        while i < BLOCK_TOKENS {
-            let p = math::exp::<S>(S::sub(S::load(w.add(i)), S::splat(state.max)));
-            S::store(w.add(i), p);
-            S::store(sums.add(i), S::add(S::load(sums.add(i)), p));
-            i += S::WIDTH;
         }
     }
 }
 
-static PLACES: [f32; BLOCK_TOKENS] = {
-    let mut places = [0.0; BLOCK_TOKENS];
-    let mut i = 0;
-    while i < BLOCK_TOKENS {
-        places[i] = i as f32;
-        i += 1;
-    }
-    places
-};
-
-/// `out[q][t] = Σ_d q[d] * k[d][t]` for `Q` queries and all tokens of a block, in four sums by `d % 4`.
-///
-/// # Safety
-/// `k` holds `head_dim * BLOCK_TOKENS` elements, each query `head_dim` values.
+/// Queries as [`Form::add`] wants them: word after word, each of all queries.
 #[inline(always)]
-unsafe fn scores<S: Simd, E: Element, const Q: usize>(
-    q: [*const f32; Q],
-    k: *const u8,
-    head_dim: usize,
-    out: &mut [[f32; BLOCK_TOKENS]; Q],
-) {
-    let mut token = 0;
-    while token < BLOCK_TOKENS {
-        let k = k.add(token * E::BYTES);
-        let mut sums = [[S::splat(0.0); Q]; 4];
-        let mut d = 0;
-        while d + 4 <= head_dim {
-            for j in 0..4 {
-                let keys = E::load::<S>(k.add((d + j) * BLOCK_TOKENS * E::BYTES));
-                for i in 0..Q {
-                    sums[j][i] = S::fma(S::splat(*q[i].add(d + j)), keys, sums[j][i]);
-                }
-            }
-            d += 4;
-        }
-        while d < head_dim {
-            let keys = E::load::<S>(k.add(d * BLOCK_TOKENS * E::BYTES));
-            for i in 0..Q {
-                sums[0][i] = S::fma(S::splat(*q[i].add(d)), keys, sums[0][i]);
-            }
-            d += 1;
-        }
-        for i in 0..Q {
-            let sum = S::add(S::add(sums[0][i], sums[1][i]), S::add(sums[2][i], sums[3][i]));
-            S::store(out[i].as_mut_ptr().add(token), sum);
-        }
-        token += S::WIDTH;
-    }
-}
-
-/// `out[q] += Σ_t weights[q][t] * v[t]` for `Q` queries over the tokens `part` of a block, in ascending order.
-///
-/// # Safety
-/// `v` holds `BLOCK_TOKENS * head_dim` elements, each output `head_dim` values that are the caller's.
-#[inline(always)]
-unsafe fn mix<S: Simd, E: Element, const Q: usize>(
-    out: [*mut f32; Q],
-    weights: &[[f32; BLOCK_TOKENS]; Q],
-    v: *const u8,
-    head_dim: usize,
-    part: (usize, usize),
-) {
-    let mut d = 0;
-    while d + 4 * S::WIDTH <= head_dim {
-        mix_at::<S, E, Q, 4>(out, weights, v, head_dim, part, d);
-        d += 4 * S::WIDTH;
-    }
-    while d + S::WIDTH <= head_dim {
-        mix_at::<S, E, Q, 1>(out, weights, v, head_dim, part, d);
-        d += S::WIDTH;
-    }
-    let tail = head_dim - d;
-    if tail > 0 {
-        for i in 0..Q {
-            let out = out[i].add(d);
-            let mut acc = S::load_first(out, tail);
-            for t in part.0..part.1 {
-                let value = E::load_first::<S>(v.add((t * head_dim + d) * E::BYTES), tail);
-                acc = S::fma(S::splat(weights[i][t]), value, acc);
-            }
-            S::store_first(out, acc, tail);
+unsafe fn interleave<F: Form>(queries: &[Query], head_dim: usize, to: *mut u8) {
+    for (r, query) in queries.iter().enumerate() {
+        for d in 0..head_dim {
+            let index = (d / F::WORD * queries.len() + r) * F::WORD + d % F::WORD;
+            F::write_x(to.add(index * F::X_BYTES), *query.q.add(d));
         }
     }
 }
 
-/// [`mix`] for `D` vectors of dimensions from `d` on.
+/// `n` signed bytes as bfloat16, exactly.
 #[inline(always)]
-unsafe fn mix_at<S: Simd, E: Element, const Q: usize, const D: usize>(
-    out: [*mut f32; Q],
-    weights: &[[f32; BLOCK_TOKENS]; Q],
-    v: *const u8,
-    head_dim: usize,
-    part: (usize, usize),
-    d: usize,
-) {
-    let mut acc = [[S::splat(0.0); D]; Q];
-    for i in 0..Q {
-        for j in 0..D {
-            acc[i][j] = S::load(out[i].add(d + j * S::WIDTH));
-        }
+unsafe fn widen<S: Simd>(from: *const u8, n: usize, to: *mut u8) -> *const u8 {
+    for i in (0..n).step_by(S::WIDTH) {
+        S::store_bf16(to.add(2 * i), S::load_i8(from.add(i)));
     }
-    for t in part.0..part.1 {
-        for j in 0..D {
-            let value = E::load::<S>(v.add((t * head_dim + d + j * S::WIDTH) * E::BYTES));
-            for i in 0..Q {
-                acc[i][j] = S::fma(S::splat(weights[i][t]), value, acc[i][j]);
-            }
-        }
-    }
-    for i in 0..Q {
-        for j in 0..D {
-            S::store(out[i].add(d + j * S::WIDTH), acc[i][j]);
-        }
-    }
-}
-
-/// `x *= factor` over `n` values.
-#[inline(always)]
-unsafe fn scale<S: Simd>(x: *mut f32, n: usize, factor: f32) {
-    let factor = S::splat(factor);
-    let mut i = 0;
-    while i + S::WIDTH <= n {
-        S::store(x.add(i), S::mul(S::load(x.add(i)), factor));
-        i += S::WIDTH;
-    }
-    if i < n {
-        S::store_first(x.add(i), S::mul(S::load_first(x.add(i), n - i), factor), n - i);
-    }
+    to
 }

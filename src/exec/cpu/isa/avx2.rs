@@ -59,6 +59,10 @@ impl Simd for Avx2 {
         _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    unsafe fn any_less(a: __m256, b: __m256) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) != 0
+    }
+    #[inline(always)]
     unsafe fn round(x: __m256) -> __m256 {
         _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
     }
@@ -89,6 +93,10 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
+    }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> __m256 {
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));

@@ -60,6 +60,10 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x)
     }
     #[inline(always)]
+    unsafe fn any_less(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0
+    }
+    #[inline(always)]
     unsafe fn round(x: __m512) -> __m512 {
         _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
     }
@@ -94,6 +98,10 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> __m512 {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -110,7 +118,10 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u8, v: __m512) {
-        // Written out, so that both levels round alike: the instruction takes subnormals for zero.
+        if DOT {
+            let rounded = _mm512_cvtneps_pbh(v);
+            return _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(rounded));
+        }
         let bits = _mm512_castps_si512(v);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
         let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);

@@ -40,6 +40,21 @@ pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     S::mul(S::mul(y, S::power_of_two(first)), S::power_of_two(second))
 }
 
+/// `2^x` for `x` up to 126: 0 from -126.5 down, NaN for NaN.
+#[inline(always)]
+pub unsafe fn exp2<S: Simd>(x: S::F) -> S::F {
+    // At -127 the power of two is zero. With NaN this gives its second argument, the NaN.
+    let x = S::max(S::splat(-127.0), x);
+    let n = S::round(x);
+    let r = S::sub(x, n);
+    // The Taylor polynomial of degree 7 on |r| <= 1/2.
+    let mut p = S::splat(1.525_273_4e-5);
+    for factor in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, 6.931_472e-1, 1.0] {
+        p = S::fma(p, r, S::splat(factor));
+    }
+    S::mul(p, S::power_of_two(n))
+}
+
 /// `tanh x`.
 #[inline(always)]
 pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {

@@ -192,9 +192,11 @@ pub trait Simd: Copy {
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     /// Lane by lane: `if a < b { x } else { y }`.
     unsafe fn select_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// Whether `a < b` in any lane.
+    unsafe fn any_less(a: Self::F, b: Self::F) -> bool;
     /// To the nearest integer, ties to even; for |x| < 2³¹.
     unsafe fn round(x: Self::F) -> Self::F;
-    /// `2^n` for integral `n` in -126..=127.
+    /// `2^n` for integral `n` in -126..=127; 0 for -127.
     unsafe fn power_of_two(n: Self::F) -> Self::F;
     /// Sum of all lanes, in one order for ever: halves are folded on each other.
     unsafe fn sum(v: Self::F) -> f32;
@@ -206,13 +208,15 @@ pub trait Simd: Copy {
     /// The same, but no nearer than the second-level cache.
     unsafe fn prefetch_second(p: *const u8);
 
+    /// Widens `WIDTH` signed bytes.
+    unsafe fn load_i8(p: *const u8) -> Self::F;
     /// Widens `WIDTH` bfloat16 values.
     unsafe fn load_bf16(p: *const u8) -> Self::F;
     /// Widens `WIDTH` float16 values.
     unsafe fn load_f16(p: *const u8) -> Self::F;
     /// Widens `2 * WIDTH` bfloat16 values into those at even and those at odd places.
     unsafe fn load_bf16_pair(p: *const u8) -> (Self::F, Self::F);
-    /// Rounds to the nearest bfloat16, ties to even, and writes `WIDTH` of them.
+    /// Rounds to the nearest bfloat16, ties to even, and writes `WIDTH` of them. Subnormals may become zero.
     unsafe fn store_bf16(p: *mut u8, v: Self::F);
 
     /// Reads `4 * WIDTH` bytes.

@@ -71,6 +71,10 @@ impl Simd for Scalar {
         each(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
+    unsafe fn any_less(a: Self::F, b: Self::F) -> bool {
+        (0..LANES).any(|i| a[i] < b[i])
+    }
+    #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         // Adding 1.5 * 2^23 leaves no bits for a fraction; beyond 2^22 the callers' values are clamped.
         const SHIFT: f32 = 12_582_912.0;
@@ -99,6 +103,11 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn prefetch_second(_p: *const u8) {}
 
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> Self::F {
+        let bytes = p.cast::<[i8; LANES]>().read_unaligned();
+        each(|i| f32::from(bytes[i]))
+    }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self::F {
         let bits = p.cast::<[u16; LANES]>().read_unaligned();

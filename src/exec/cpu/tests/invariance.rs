@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::attention::{Preparation, Sequence, attentions, run, spec, step};
+use super::attention::{KV_DTYPES, Preparation, Sequence, attentions, levels, run, spec, step};
 use super::*;
 use crate::model::spec::QkNorm;
 
@@ -131,11 +131,10 @@ proptest! {
 
     #[test]
     fn attention_is_the_same_whole_chunked_decoded_and_in_company(
-        seed: u64, a in attentions(), len in 2usize..70, bf16: bool,
+        seed: u64, a in attentions(), len in 2usize..70, dtype in prop::sample::select(&KV_DTYPES[..]),
         norm in prop::sample::select(&[QkNorm::None, QkNorm::PerHead, QkNorm::WholeRow][..]),
     ) {
         let mut random = Random(seed);
-        let dtype = if bf16 { KvDtype::Bf16 } else { KvDtype::F32 };
         let prepared = Preparation::random(&mut random, &a, norm, Some(a.head_dim / 2 / 2 * 2));
         let mut free: Vec<u32> = (0..20).collect();
         let sequence = Sequence::random(&mut random, &a, len, &mut free);
@@ -144,9 +143,9 @@ proptest! {
             Sequence::random(&mut random, &a, len, &mut free)
         }).collect();
         let cut = 1 + random.below(len - 1);
-        for isa in Isa::available() {
+        for (isa, compute) in levels() {
             let fresh = |threads| {
-                let mut ops = ops(isa, threads);
+                let mut ops = computing(isa, compute, threads);
                 ops.allocate_kv(&spec(&a, 2), dtype, 20);
                 ops
             };
