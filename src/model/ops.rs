@@ -49,6 +49,38 @@ pub struct Span {
     pub num_blocks: u32,
 }
 
+impl Batch {
+    /// The rows of [`Batch::logit_rows`] alone, in their context.
+    pub fn wanted(&self, out: &mut Batch) {
+        let Batch { tokens, positions, slots, spans, tables, logit_rows } = out;
+        let pick = |from: &[u32], to: &mut Vec<u32>| {
+            to.clear();
+            to.extend(self.logit_rows.iter().map(|&row| from[row as usize]));
+        };
+        pick(&self.tokens, tokens);
+        pick(&self.positions, positions);
+        pick(&self.slots, slots);
+        tables.clone_from(&self.tables);
+        logit_rows.clear();
+        logit_rows.extend(0..self.logit_rows.len() as u32);
+        spans.clear();
+        let mut rows = self.logit_rows.iter().copied().enumerate().peekable();
+        for span in &self.spans {
+            let mut last: Option<u32> = None;
+            while let Some((i, row)) = rows.next_if(|(_, row)| *row < span.row_start + span.num_rows) {
+                match spans.last_mut() {
+                    Some(run) if last.is_some_and(|last| last + 1 == row) => run.num_rows += 1,
+                    _ => {
+                        let first_position = span.first_position + (row - span.row_start);
+                        spans.push(Span { row_start: i as u32, num_rows: 1, first_position, ..*span });
+                    }
+                }
+                last = Some(row);
+            }
+        }
+    }
+}
+
 /// How one layer attends.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
@@ -152,4 +184,36 @@ pub trait Ops {
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
     /// Brings rows to the host, `[rows, width]`.
     fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> &'a [f32];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wanted_rows_keep_their_positions_and_tables() {
+        let span = |row_start, num_rows, first_position, table_start, num_blocks| Span {
+            row_start,
+            num_rows,
+            first_position,
+            table_start,
+            num_blocks,
+        };
+        let batch = Batch {
+            tokens: (100..110).collect(),
+            positions: vec![5, 6, 7, 8, 0, 1, 2, 40, 41, 42],
+            slots: (200..210).collect(),
+            spans: vec![span(0, 4, 5, 0, 1), span(4, 3, 0, 1, 1), span(7, 3, 40, 2, 3)],
+            tables: vec![9, 8, 7, 6, 5],
+            // Two apart, none, and all of a span.
+            logit_rows: vec![0, 2, 3, 7, 8, 9],
+        };
+        let mut wanted = Batch { tokens: vec![1; 20], spans: vec![span(1, 1, 1, 1, 1)], ..Batch::default() };
+        batch.wanted(&mut wanted);
+        assert_eq!(wanted.tokens, [100, 102, 103, 107, 108, 109]);
+        assert_eq!(wanted.positions, [5, 7, 8, 40, 41, 42]);
+        assert_eq!(wanted.slots, [200, 202, 203, 207, 208, 209]);
+        assert_eq!(wanted.spans, [span(0, 1, 5, 0, 1), span(1, 2, 7, 0, 1), span(3, 3, 40, 2, 3)]);
+        assert_eq!((wanted.tables, wanted.logit_rows), (batch.tables, (0..6).collect()));
+    }
 }

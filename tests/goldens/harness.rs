@@ -91,6 +91,13 @@ impl<O: Ops> Model<O> {
         self.decoder.forward(&mut self.ops, &batch(sequences)).to_vec()
     }
 
+    /// The logits of some of a sequence's rows.
+    pub fn wanted(&mut self, sequence: &Rows, rows: &[u32]) -> Vec<f32> {
+        let mut batch = batch(std::slice::from_ref(sequence));
+        batch.logit_rows = rows.to_vec();
+        self.decoder.forward(&mut self.ops, &batch).to_vec()
+    }
+
     /// Logits at every position, `chunk` tokens a step.
     pub fn prefill(&mut self, tokens: &[TokenId], chunk: usize) -> Vec<f32> {
         let table = scattered_table();

@@ -109,7 +109,8 @@ fn check_forced<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     }
 }
 
-/// Sequences of different lengths in one batch, prompt chunks beside decodes, are to the bit what each is alone.
+/// Sequences of different lengths in one batch, prompt chunks beside decodes, are to the bit what each is alone; and so
+/// is the last row of one where no other is asked for.
 fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
     let golden = Golden::read(name);
     for dtype in [KvDtype::F32, KvDtype::Bf16] {
@@ -134,6 +135,9 @@ fn check_batched<O: Ops>(name: &str, new_ops: impl Fn() -> O) {
                 let expected = alone.step(std::slice::from_ref(sequence));
                 let is_same = own.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(is_same, "{name}, {dtype:?}: {} rows from {}", sequence.tokens.len(), sequence.start);
+                let last = alone.wanted(sequence, &[sequence.tokens.len() as u32 - 1]);
+                let is_same = last.iter().zip(&own[own.len() - last.len()..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(is_same && last.len() == alone.vocab, "{name}, {dtype:?}: the last row of {}", sequence.start);
             }
         }
     }

@@ -36,11 +36,16 @@ impl Naive {
         Self { dtype: KvDtype::F32, kv_width: 0, keys: Vec::new(), values: Vec::new() }
     }
 
-    fn stored(&self, x: f32) -> f32 {
-        match self.dtype {
-            KvDtype::F32 => x,
-            KvDtype::Bf16 => half::bf16::from_f32(x).to_f32(),
-        }
+    /// One head's numbers as the cache gives them back.
+    fn stored(&self, head: &[f32]) -> Vec<f32> {
+        let step = head.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        let stored = |x: &f32| match self.dtype {
+            KvDtype::F32 => *x,
+            KvDtype::Bf16 => half::bf16::from_f32(*x).to_f32(),
+            KvDtype::Int8 if step == 0.0 => 0.0,
+            KvDtype::Int8 => (x / step).round_ties_even() * step,
+        };
+        head.iter().map(stored).collect()
     }
 }
 
@@ -101,11 +106,12 @@ impl Ops for Naive {
         Rows::default()
     }
 
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) {
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
         self.dtype = dtype;
         self.kv_width = spec.kv_width();
         self.keys = vec![vec![f32::NAN; num_blocks * BLOCK_TOKENS * self.kv_width]; spec.layers.len()];
         self.values = self.keys.clone();
+        2 * self.keys.iter().map(|keys| size_of_val(&keys[..])).sum::<usize>()
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
@@ -173,9 +179,10 @@ impl Ops for Naive {
                 q.chunks_mut(dim).chain(k.chunks_mut(dim)).for_each(|head| rotate(head, rope, position));
             }
             let slot = batch.slots[r] as usize * kv_width;
-            for i in 0..kv_width {
-                self.keys[layer][slot + i] = self.stored(k[i]);
-                self.values[layer][slot + i] = self.stored(v[i]);
+            for head in (0..kv_width).step_by(dim) {
+                let (k, v) = (self.stored(&k[head..head + dim]), self.stored(&v[head..head + dim]));
+                self.keys[layer][slot + head..][..dim].copy_from_slice(&k);
+                self.values[layer][slot + head..][..dim].copy_from_slice(&v);
             }
         }
     }

@@ -92,7 +92,7 @@ impl<O: Ops> Ops for Routed<O> {
     fn new_rows(&mut self) -> O::Rows {
         self.inner.new_rows()
     }
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) {
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
         self.inner.allocate_kv(spec, dtype, num_blocks)
     }
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {

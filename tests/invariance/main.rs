@@ -16,7 +16,7 @@ mod situation;
 
 use std::env;
 
-use garrick::exec::cpu::Isa;
+use garrick::exec::cpu::{Compute, CpuOptions, Format, Isa};
 use garrick::model::ops::KvDtype;
 
 use crowd::{CROWD, Request};
@@ -87,10 +87,14 @@ fn seeds() -> Vec<u64> {
 
 /// Random crowds in random situations, at some instruction sets.
 fn mixed(name: &str, isas: impl Iterator<Item = Isa>, dtypes: &[KvDtype]) {
+    mixed_on(name, isas.map(|isa| Model::load(name, isa)), dtypes);
+}
+
+/// The same for models as they are given.
+fn mixed_on(name: &str, models: impl Iterator<Item = Model>, dtypes: &[KvDtype]) {
     let mut seen = Witnessed::default();
-    for isa in isas {
-        let model = Model::load(name, isa);
-        let crowd = if isa == Isa::Scalar { SCALAR_CROWD } else { CROWD };
+    for model in models {
+        let crowd = if model.isa() == Isa::Scalar { SCALAR_CROWD } else { CROWD };
         for seed in seeds() {
             for (i, &dtype) in dtypes.iter().enumerate() {
                 // Another crowd for each dtype; the name takes part so that each model meets situations of its own.
@@ -157,6 +161,31 @@ mod scalar {
     #[test]
     fn mixtral() {
         mixed("mixtral", [Isa::Scalar].into_iter(), &[KvDtype::Bf16]);
+    }
+}
+
+/// Activations rounded before rounded weights, at the level that has most ways to multiply them; K and V in bytes.
+mod rounded {
+    use super::*;
+
+    fn check(name: &str, compute: Compute, weights: Format) {
+        let options = CpuOptions { compute, weights: Some(weights), ..CpuOptions::default() };
+        mixed_on(name, std::iter::once(Model::with(name, options)), &[KvDtype::Bf16, KvDtype::Int8]);
+    }
+
+    #[test]
+    fn gemma2() {
+        check("gemma2", Compute::Bf16, Format::Bf16);
+    }
+
+    #[test]
+    fn qwen3_moe() {
+        check("qwen3-moe", Compute::Int8, Format::Int8);
+    }
+
+    #[test]
+    fn demo() {
+        check("demo", Compute::Int8, Format::Int4);
     }
 }
 

@@ -22,7 +22,11 @@ fn folder(name: &str) -> PathBuf {
 impl Model {
     /// One of tests/fixtures/models, or `demo`.
     pub fn load(name: &str, isa: Isa) -> Self {
-        let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), ..CpuOptions::default() }).unwrap();
+        Self::with(name, CpuOptions { isa: Some(isa), ..CpuOptions::default() })
+    }
+
+    pub fn with(name: &str, options: CpuOptions) -> Self {
+        let mut ops = CpuOps::new(CpuOptions { threads: 1, ..options }).unwrap();
         let ModelSource { spec, tensors, .. } = source::open(&folder(name), None, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
         Self { ops, decoder }

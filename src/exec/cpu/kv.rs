@@ -236,8 +236,10 @@ impl Store<'_> {
 #[inline(always)]
 unsafe fn to_bf16<S: Simd>(x: &[f32]) -> [u16; MAX_HEAD_DIM] {
     let mut to = [0; MAX_HEAD_DIM];
-    // SAFETY: `x` is at most MAX_HEAD_DIM long, which is a multiple of a vector.
-    unsafe { each_vector::<S>(x, |i, v| S::store_bf16(to.as_mut_ptr().add(i).cast(), v)) };
+    for (i, x) in x.chunks(S::WIDTH).enumerate() {
+        // SAFETY: `x` is at most MAX_HEAD_DIM long, which is a multiple of a vector.
+        unsafe { S::store_bf16(to.as_mut_ptr().add(i * S::WIDTH).cast(), load::<S>(x)) };
+    }
     to
 }
 
@@ -248,38 +250,28 @@ unsafe fn to_bytes<S: Simd>(x: &[f32]) -> ([i8; MAX_HEAD_DIM], f32) {
     let mut to = [0; MAX_HEAD_DIM];
     // SAFETY: as in `to_bf16`.
     unsafe {
-        let mut largest = S::splat(0.0);
-        let mut finite = S::splat(0.0);
-        each_vector::<S>(x, |_, v| {
-            largest = S::max(largest, S::max(v, S::sub(S::splat(0.0), v)));
-            finite = S::fma(v, S::splat(0.0), finite);
-        });
+        let (mut largest, mut nothing) = (S::splat(0.0), S::splat(0.0));
+        for x in x.chunks(S::WIDTH) {
+            let x = load::<S>(x);
+            largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
+            nothing = S::fma(x, S::splat(0.0), nothing);
+        }
         let largest = S::max_lane(largest);
-        let scale = largest / MAX_BYTE + S::sum(finite);
         let inverse = S::splat(if largest > 0.0 { MAX_BYTE / largest } else { 0.0 });
         let mut rounded = [0f32; MAX_WIDTH];
-        each_vector::<S>(x, |i, v| {
-            S::store(rounded.as_mut_ptr(), S::round(S::mul(v, inverse)));
-            for lane in 0..S::WIDTH {
-                to[i + lane] = rounded[lane] as i8;
+        for (to, x) in to.chunks_mut(S::WIDTH).zip(x.chunks(S::WIDTH)) {
+            S::store(rounded.as_mut_ptr(), S::round(S::mul(load::<S>(x), inverse)));
+            for (to, rounded) in to.iter_mut().zip(rounded) {
+                *to = rounded as i8;
             }
-        });
-        (to, scale)
+        }
+        (to, largest / MAX_BYTE + S::sum(nothing))
     }
 }
 
-/// Calls `f` with each vector of `x` and where it starts; the last one is filled with zeros.
+/// A vector of `x`, which may be shorter: zeros follow.
 #[inline(always)]
-unsafe fn each_vector<S: Simd>(x: &[f32], mut f: impl FnMut(usize, S::F)) {
-    let mut i = 0;
-    // SAFETY: `i` stays below the length.
-    unsafe {
-        while i + S::WIDTH <= x.len() {
-            f(i, S::load(x.as_ptr().add(i)));
-            i += S::WIDTH;
-        }
-        if i < x.len() {
-            f(i, S::load_first(x.as_ptr().add(i), x.len() - i));
-        }
-    }
+unsafe fn load<S: Simd>(x: &[f32]) -> S::F {
+    // SAFETY: no more is read than there is.
+    unsafe { if x.len() < S::WIDTH { S::load_first(x.as_ptr(), x.len()) } else { S::load(x.as_ptr()) } }
 }

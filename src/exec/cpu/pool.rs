@@ -2,21 +2,26 @@
 //!
 //! Owns its threads and nothing else. Never knows what a chunk is. Invariants: `run` returns only when no thread
 //! is inside its closure any more; threads without work sleep (they look for the next job for some tens of
-//! microseconds, the gap between two operations of a step, before they do), so an idle server uses no CPU.
+//! microseconds, the gap between two operations of a step, before they do), so an idle server uses no CPU. The thread that
+//! waits for the others' last chunks sleeps too when one of them has lost its core to another process: on the core that
+//! falls free the system lets it go on.
 //!
 //! Who takes which chunk varies from run to run; kernels must not care (batch invariance).
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
 
 /// More threads than any machine's cores; a bound on what a configuration can ask for.
 pub const MAX_THREADS: usize = 512;
 
 /// How often a thread without work looks for some before it sleeps; a look costs about 15 to 40 ns.
 const SPINS_BEFORE_SLEEP: u32 = 1500;
+/// How often the caller looks whether the others have left before it sleeps: for longer than a chunk takes, and much less
+/// than the milliseconds for which the system gives a core away.
+const LOOKS_BEFORE_SLEEP: u32 = 6000;
 
 pub struct Pool {
     shared: Arc<Shared>,
@@ -31,6 +36,9 @@ struct Shared {
     panicked: AtomicBool,
     stop: AtomicBool,
     sleeping: Vec<AtomicBool>,
+    /// Whether the caller sleeps until all have left, and who it is.
+    is_awaited: AtomicBool,
+    caller: Mutex<Option<Thread>>,
 }
 
 const OPEN: u64 = 1 << 31;
@@ -59,6 +67,8 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleeping: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
+            is_awaited: AtomicBool::new(false),
+            caller: Mutex::new(None),
         });
         let mut pool = Pool { shared, workers: Vec::with_capacity(num_workers) };
         for index in 0..num_workers {
@@ -135,12 +145,36 @@ impl Shared {
         let mut looks = 0u32;
         while state & INSIDE != 0 {
             looks += 1;
+            if looks > LOOKS_BEFORE_SLEEP {
+                return self.sleep_until_left();
+            }
             if looks.is_multiple_of(256) {
                 thread::yield_now();
             } else {
                 std::hint::spin_loop();
             }
             state = self.state.load(Acquire);
+        }
+    }
+
+    fn sleep_until_left(&self) {
+        *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+        self.is_awaited.store(true, SeqCst);
+        // Whoever leaves last after the first look sees the flag and unparks.
+        while self.state.load(SeqCst) & INSIDE != 0 {
+            thread::park();
+        }
+        self.is_awaited.store(false, SeqCst);
+    }
+
+    /// Wakes the caller, should it sleep, when the last one has left a closed job.
+    fn leave(&self) {
+        let before = self.state.fetch_sub(1, SeqCst);
+        if before & (OPEN | INSIDE) == 1 && self.is_awaited.load(SeqCst) {
+            let caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(caller) = &*caller {
+                caller.unpark();
+            }
         }
     }
 
@@ -184,7 +218,7 @@ impl Shared {
                 self.panicked.store(true, Relaxed);
             }
         }
-        self.state.fetch_sub(1, Release);
+        self.leave();
     }
 }
 
@@ -242,15 +276,40 @@ mod tests {
         assert_eq!(sum.load(Relaxed), 45);
     }
 
+    /// Waits for something that another thread does, two seconds at most.
+    fn eventually(what: impl Fn() -> bool) -> bool {
+        (0..2000).any(|_| {
+            thread::sleep(std::time::Duration::from_millis(1));
+            what()
+        })
+    }
+
+    #[test]
+    fn a_caller_sleeps_while_another_thread_is_held_up() {
+        let mut pool = Pool::new(2).unwrap();
+        let shared = pool.shared.clone();
+        let caller = thread::current().id();
+        for _ in 0..3 {
+            let joined = AtomicBool::new(false);
+            let slept = AtomicBool::new(false);
+            pool.run(2, &|_| {
+                if thread::current().id() == caller {
+                    assert!(eventually(|| joined.load(SeqCst)), "the other thread did not come");
+                } else {
+                    joined.store(true, SeqCst);
+                    slept.store(eventually(|| shared.is_awaited.load(SeqCst)), SeqCst);
+                }
+            });
+            assert!(slept.load(SeqCst), "the caller span all the time");
+            assert!(!shared.is_awaited.load(SeqCst));
+        }
+    }
+
     #[test]
     fn idle_threads_sleep() {
         let mut pool = Pool::new(3).unwrap();
         pool.run(8, &|_| {});
         let asleep = || pool.shared.sleeping.iter().all(|s| s.load(SeqCst));
-        let found = (0..2000).any(|_| {
-            thread::sleep(std::time::Duration::from_millis(1));
-            asleep()
-        });
-        assert!(found, "workers were still spinning after two seconds");
+        assert!(eventually(asleep), "workers were still spinning after two seconds");
     }
 }

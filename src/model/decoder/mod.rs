@@ -11,7 +11,7 @@ pub use load::Progress;
 
 use std::sync::Arc;
 
-use super::ops::{Attention, Batch, MoeWeights, Ops, QkNormWeights};
+use super::ops::{Batch, MoeWeights, Ops, QkNormWeights};
 use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 
 /// A model on a device: shared weights, and activations of its own.
@@ -71,9 +71,10 @@ struct Scratch<O: Ops> {
     gated: O::Rows,
     /// What a block adds to the stream.
     delta: O::Rows,
-    /// Rows whose logits are wanted.
-    last: O::Rows,
     logits: O::Rows,
+    /// What a step keeps for its last layer: the rows whose logits are wanted.
+    wanted: Batch,
+    gathered: O::Rows,
 }
 
 impl<O: Ops> Scratch<O> {
@@ -86,8 +87,9 @@ impl<O: Ops> Scratch<O> {
             gate_up: ops.new_rows(),
             gated: ops.new_rows(),
             delta: ops.new_rows(),
-            last: ops.new_rows(),
             logits: ops.new_rows(),
+            wanted: Batch::default(),
+            gathered: ops.new_rows(),
         }
     }
 }
@@ -109,16 +111,19 @@ impl<O: Ops> Decoder<O> {
         let spec = &weights.spec;
         ops.embed(batch, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
         for (i, layer) in weights.layers.iter().enumerate() {
-            weights.attention(ops, batch, i, scratch);
+            weights.keys_and_values(ops, batch, i, scratch);
+            if i + 1 < weights.layers.len() {
+                weights.attention(ops, batch, i, scratch);
+            } else if batch.logit_rows.is_empty() {
+                return &[];
+            } else {
+                weights.last_attention(ops, batch, i, scratch);
+            }
             weights.mlp(ops, layer, &spec.layers[i], scratch);
         }
-        if batch.logit_rows.is_empty() {
-            return &[];
-        }
-        ops.gather_rows(&scratch.stream, &batch.logit_rows, &mut scratch.last);
-        ops.rms_norm_in_place(&mut scratch.last, &weights.final_norm, spec.norm_eps);
+        ops.rms_norm_in_place(&mut scratch.stream, &weights.final_norm, spec.norm_eps);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.matmul(&scratch.last, head, None, &mut scratch.logits);
+        ops.matmul(&scratch.stream, head, None, &mut scratch.logits);
         if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
             ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
         }
@@ -127,9 +132,10 @@ impl<O: Ops> Decoder<O> {
 }
 
 impl<O: Ops> Weights<O> {
-    fn attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+    /// Leaves the queries in `qkv`.
+    fn keys_and_values(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
-        let Scratch { stream, normed, qkv, attended, delta, .. } = scratch;
+        let Scratch { stream, normed, qkv, .. } = scratch;
         let input = match &layer.before_attention {
             Some(weight) => {
                 ops.rms_norm(stream, weight, eps, normed);
@@ -138,22 +144,34 @@ impl<O: Ops> Weights<O> {
             None => &*stream,
         };
         ops.matmul(input, &layer.qkv, layer.qkv_bias.as_ref(), qkv);
-        let attention = Attention {
-            num_heads: spec.num_heads,
-            num_kv_heads: spec.num_kv_heads,
-            head_dim: spec.head_dim,
-            scale: spec.attention_scale,
-            softcap: spec.attention_softcap,
-            window: spec.layers[index].window,
-        };
         let norm = match (&layer.qk_norm, spec.qk_norm) {
             (Some((q, k)), QkNorm::PerHead) => QkNormWeights::PerHead { q, k, eps },
             (Some((q, k)), QkNorm::WholeRow) => QkNormWeights::WholeRow { q, k, eps },
             _ => QkNormWeights::None,
         };
         let rope = spec.layers[index].rope.map(|i| &self.ropes[i]);
-        ops.rotate_and_store(batch, index, &attention, norm, rope, qkv);
-        ops.attend(batch, index, &attention, qkv, attended);
+        ops.rotate_and_store(batch, index, &spec.attention(index), norm, rope, qkv);
+    }
+
+    /// Behind the last layer's keys and values only the rows whose logits are wanted count: the stream becomes these.
+    fn last_attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+        if batch.logit_rows.len() == batch.tokens.len() {
+            return self.attention(ops, batch, index, scratch);
+        }
+        for rows in [&mut scratch.stream, &mut scratch.qkv] {
+            ops.gather_rows(rows, &batch.logit_rows, &mut scratch.gathered);
+            std::mem::swap(rows, &mut scratch.gathered);
+        }
+        let mut wanted = std::mem::take(&mut scratch.wanted);
+        batch.wanted(&mut wanted);
+        self.attention(ops, &wanted, index, scratch);
+        scratch.wanted = wanted;
+    }
+
+    fn attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+        let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
+        let Scratch { stream, qkv, attended, delta, .. } = scratch;
+        ops.attend(batch, index, &spec.attention(index), qkv, attended);
         ops.matmul(attended, &layer.o, layer.o_bias.as_ref(), delta);
         if let Some(weight) = &layer.after_attention {
             ops.rms_norm_in_place(delta, weight, eps);

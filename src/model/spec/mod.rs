@@ -18,6 +18,8 @@ mod tests;
 
 pub use error::SpecError;
 
+use super::ops::Attention;
+
 /// Dimensions of a head at most: twice those of any model of these families.
 pub const MAX_HEAD_DIM: usize = 512;
 
@@ -121,6 +123,18 @@ pub enum Activation {
 }
 
 impl Spec {
+    /// How layer `index` attends.
+    pub fn attention(&self, index: usize) -> Attention {
+        Attention {
+            num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            scale: self.attention_scale,
+            softcap: self.attention_softcap,
+            window: self.layers[index].window,
+        }
+    }
+
     /// Width of a query row, `num_heads * head_dim`.
     pub fn q_width(&self) -> usize {
         self.num_heads * self.head_dim

@@ -18,8 +18,6 @@ pub trait Form {
 
     /// Reads `S::WIDTH` words.
     unsafe fn load<S: Simd>(p: *const u8) -> Self::Words<S>;
-    /// Writes a number of `x`.
-    unsafe fn write_x(p: *mut u8, x: f32);
     /// Writes `S::WIDTH` numbers of `x`.
     unsafe fn store_x<S: Simd>(p: *mut u8, x: S::F);
     /// `acc[n] += x · w[n]` over one word, in order; reads [`Form::WORD`] numbers at `x`.
@@ -37,11 +35,6 @@ impl Form for Single {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::F {
         S::load(p.cast())
-    }
-
-    #[inline(always)]
-    unsafe fn write_x(p: *mut u8, x: f32) {
-        *p.cast() = x;
     }
 
     #[inline(always)]
@@ -72,11 +65,6 @@ impl Form for Pair {
     }
 
     #[inline(always)]
-    unsafe fn write_x(p: *mut u8, x: f32) {
-        *p.cast() = x;
-    }
-
-    #[inline(always)]
     unsafe fn store_x<S: Simd>(p: *mut u8, x: S::F) {
         S::store(p.cast(), x);
     }
@@ -102,11 +90,6 @@ impl Form for Dot {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::I {
         S::load_words(p)
-    }
-
-    #[inline(always)]
-    unsafe fn write_x(p: *mut u8, x: f32) {
-        *p.cast() = half::bf16::from_f32(x);
     }
 
     #[inline(always)]
@@ -145,9 +128,8 @@ pub unsafe fn multiply<S: Simd, F: Form, const R: usize, const N: usize>(
         for n in 1..N {
             words[n] = F::load::<S>(w[n].add(step * stride));
         }
-        let x = |r: usize| x.base.add(r * x.row + step * x.step_bytes);
         for r in 0..R {
-            F::add::<S, N>(&mut acc[r], &words, x(r));
+            F::add::<S, N>(&mut acc[r], &words, x.base.add(r * x.row + step * x.step_bytes));
         }
     }
 }

@@ -18,6 +18,10 @@ use crate::model::ops::Attention;
 /// Positions that a query meets at once, from a multiple of their number on.
 pub const PART_TOKENS: usize = 32;
 
+/// How far, to base 2, a score may lie above the base of the weights before they are brought to a new one. Weights lose no
+/// digits by being large, and most queries need no second base.
+const MAX_RISE: f32 = 8.0;
+
 /// Vectors of a part where they are shortest.
 const MAX_VECTORS: usize = PART_TOKENS / 8;
 
@@ -34,15 +38,16 @@ pub struct Part {
     pub v_scales: Option<[*const f32; PART_BLOCKS]>,
 }
 
-/// Softmax so far: the largest score, and the sum of `2^(score - max)` by place in a vector.
+/// Softmax so far: the base of the weights, a score among the largest, and the sum of `2^(score - base)` by place in a
+/// vector.
 #[derive(Clone, Copy)]
 pub struct Softmax {
-    pub max: f32,
+    pub base: f32,
     sums: [f32; MAX_WIDTH],
 }
 
 impl Softmax {
-    pub const NOTHING: Softmax = Softmax { max: f32::NEG_INFINITY, sums: [0.0; MAX_WIDTH] };
+    pub const NOTHING: Softmax = Softmax { base: f32::NEG_INFINITY, sums: [0.0; MAX_WIDTH] };
 
     #[inline(always)]
     pub unsafe fn sum<S: Simd>(&self) -> f32 {
@@ -99,8 +104,8 @@ impl Group<'_> {
         }
     }
 
-    /// Turns the scores of one query into weights relative to its new maximum, zero where it sees nothing, and rescales
-    /// what was summed before.
+    /// Turns the scores of one query into weights, zero where it sees nothing; where they would become too large, to a new
+    /// base, to which what was summed before is brought as well.
     #[inline(always)]
     unsafe fn update<S: Simd, F: Form>(
         &self,
@@ -112,16 +117,16 @@ impl Group<'_> {
     ) {
         let mut s = [S::splat(f32::NEG_INFINITY); MAX_VECTORS];
         let largest = self.visible::<S>(r, part, scores, &mut s);
-        if S::any_less(S::splat(state.max), largest) {
-            let max = S::max_lane(largest);
-            let shrink = math::exp2::<S>(S::splat(state.max - max));
+        if S::any_less(S::splat(state.base + MAX_RISE), largest) {
+            let base = S::max_lane(largest);
+            let shrink = math::exp2::<S>(S::splat(state.base - base));
             let dims = padded(self.attention.head_dim);
             rescale::<S>(self.values.add(r * (HEADER + dims)), dims, shrink);
             rescale::<S>(state.sums.as_mut_ptr(), S::WIDTH, shrink);
-            state.max = max;
+            state.base = base;
         }
         // Where nothing was seen yet, all scores are -∞, and any base gives weights of zero.
-        let base = S::splat(if state.max == f32::NEG_INFINITY { 0.0 } else { state.max });
+        let base = S::splat(if state.base == f32::NEG_INFINITY { 0.0 } else { state.base });
         let mut sums = S::load(state.sums.as_ptr());
         for i in 0..PART_TOKENS / S::WIDTH {
             let token = i * S::WIDTH;

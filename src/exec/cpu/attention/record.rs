@@ -1,6 +1,6 @@
 //! What a query has of one split of its context: the softmax so far and the sum of values under it.
 //!
-//! A record is [`HEADER`] float32, of which the largest score (base 2) and the sum of weights relative to it are used, and
+//! A record is [`HEADER`] float32, of which the base of the weights and their sum are used, and
 //! then the weighted sum of values, [`padded`](super::super::kv::padded) dimensions long.
 #![allow(unsafe_op_in_unsafe_fn, reason = "kernels are pointer arithmetic; their contracts stand above them")]
 
@@ -27,8 +27,8 @@ impl Record {
     }
 
     #[inline(always)]
-    pub unsafe fn set(self, max: f32, sum: f32) {
-        *self.0 = max;
+    pub unsafe fn set(self, base: f32, sum: f32) {
+        *self.0 = base;
         *self.0.add(1) = sum;
     }
 
@@ -40,12 +40,12 @@ impl Record {
     /// Adds what a later split has.
     #[inline(always)]
     pub unsafe fn merge<S: Simd>(self, part: Record, dims: usize) {
-        let (max, part_max) = (*self.0, *part.0);
-        if part_max == f32::NEG_INFINITY && *part.0.add(1) == 0.0 {
+        let (base, its_base) = (*self.0, *part.0);
+        if its_base == f32::NEG_INFINITY && *part.0.add(1) == 0.0 {
             return;
         }
-        let new = if part_max > max { part_max } else { max };
-        let (mine, its) = (math::exp2::<S>(S::splat(max - new)), math::exp2::<S>(S::splat(part_max - new)));
+        let new = if its_base > base { its_base } else { base };
+        let (mine, its) = (math::exp2::<S>(S::splat(base - new)), math::exp2::<S>(S::splat(its_base - new)));
         let sum = S::fma(S::splat(*part.0.add(1)), its, S::mul(S::splat(*self.0.add(1)), mine));
         self.set(new, S::max_lane(sum));
         let mut d = 0;

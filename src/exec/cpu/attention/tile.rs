@@ -2,6 +2,8 @@
 //!
 //! K and V of a part lie in the first-level cache while all queries pass by, as many at a time as fit the registers.
 //! Whether a query is taken alone or with others does not change its sums.
+//!
+//! Loops stand where closures would be shorter: a closure does not inherit the level's instructions.
 #![allow(unsafe_op_in_unsafe_fn, reason = "microkernels are pointer arithmetic; their contracts stand above them")]
 
 use std::mem::MaybeUninit;
@@ -79,31 +81,26 @@ impl Tile<'_> {
         let first = self.records.unwrap_or((&raw mut (*memory).first).cast());
         let next: *mut f32 = (&raw mut (*memory).next).cast();
         let wide: [*mut u8; 2] = [(&raw mut (*memory).wide[0]).cast(), (&raw mut (*memory).wide[1]).cast()];
-        self.groups::<S>(|i, n| interleave::<F>(&self.queries[i..i + n], head_dim, x.add(i * head_dim * F::X_BYTES)));
+        let mut i = 0;
+        while i < self.queries.len() {
+            let n = group_len::<S>(self.queries.len() - i);
+            interleave::<S, F>(&self.queries[i..i + n], head_dim, x.add(i * head_dim * F::X_BYTES));
+            i += n;
+        }
         let record = |records: *mut f32, i: usize| Record(records.add(i * (HEADER + dims)));
         for split in self.splits.clone() {
             let records = if split == self.splits.start { first } else { next };
             self.split::<S, F>(split, x, records, wide);
             if split != self.splits.start {
-                (0..self.queries.len()).for_each(|i| record(first, i).merge::<S>(record(next, i), dims));
+                for i in 0..self.queries.len() {
+                    record(first, i).merge::<S>(record(next, i), dims);
+                }
             }
         }
         if self.records.is_none() {
-            self.queries.iter().enumerate().for_each(|(i, q)| record(first, i).finish::<S>(q.out, head_dim));
-        }
-    }
-
-    /// Calls `f(first, number)` for groups of queries, each as large as fits the registers: of 8, 4, 2 or 1.
-    #[inline(always)]
-    unsafe fn groups<S: Simd>(&self, mut f: impl FnMut(usize, usize)) {
-        let mut i = 0;
-        let mut n = if S::NUM_REGISTERS >= 32 { 8 } else { 4 };
-        while i < self.queries.len() {
-            while n > self.queries.len() - i {
-                n /= 2;
+            for (i, query) in self.queries.iter().enumerate() {
+                record(first, i).finish::<S>(query.out, head_dim);
             }
-            f(i, n);
-            i += n;
         }
     }
 
@@ -120,21 +117,29 @@ impl Tile<'_> {
         let (start, end) = (start.max(split * SPLIT_TOKENS), end.min((split + 1) * SPLIT_TOKENS));
         for index in start / PART_TOKENS..end.div_ceil(PART_TOKENS) {
             let part = self.part::<S>(index, wide);
-            self.groups::<S>(|i, n| {
+            let mut i = 0;
+            while i < self.queries.len() {
+                let n = group_len::<S>(self.queries.len() - i);
                 let queries = &self.queries[i..i + n];
                 let (x, values) = (x.add(i * head_dim * F::X_BYTES), records.add(i * (HEADER + dims) + HEADER));
                 let group = Group { attention: self.attend.attention, queries, x, values };
                 let states = &mut states[i..i + n];
                 match n {
+                    5.. if S::NUM_REGISTERS < 32 => unreachable!("a group of {n} for so few registers"),
                     8 => group.step::<S, F, 8>(states, &part),
+                    7 => group.step::<S, F, 7>(states, &part),
+                    6 => group.step::<S, F, 6>(states, &part),
+                    5 => group.step::<S, F, 5>(states, &part),
                     4 => group.step::<S, F, 4>(states, &part),
+                    3 => group.step::<S, F, 3>(states, &part),
                     2 => group.step::<S, F, 2>(states, &part),
                     _ => group.step::<S, F, 1>(states, &part),
                 }
-            });
+                i += n;
+            }
         }
         for (i, state) in states[..self.queries.len()].iter().enumerate() {
-            Record(records.add(i * (HEADER + dims))).set(state.max, state.sum::<S>());
+            Record(records.add(i * (HEADER + dims))).set(state.base, state.sum::<S>());
         }
     }
 
@@ -185,13 +190,27 @@ impl Tile<'_> {
     }
 }
 
-/// Queries as [`Form::add`] wants them: word after word, each of all queries.
+/// Of so many queries left, how many are taken together: as many as fit the registers, shared out evenly.
 #[inline(always)]
-unsafe fn interleave<F: Form>(queries: &[Query], head_dim: usize, to: *mut u8) {
+fn group_len<S: Simd>(left: usize) -> usize {
+    let most = if S::NUM_REGISTERS >= 32 { 8 } else { 4 };
+    left.div_ceil(left.div_ceil(most))
+}
+
+/// Queries as [`Form::add`] wants them: word after word, each of all queries. `head_dim` is a multiple of the word.
+#[inline(always)]
+unsafe fn interleave<S: Simd, F: Form>(queries: &[Query], head_dim: usize, to: *mut u8) {
+    let word = F::WORD * F::X_BYTES;
+    let mut row = MaybeUninit::<[f32; MAX_HEAD_DIM]>::uninit();
+    let row: *mut u8 = row.as_mut_ptr().cast();
     for (r, query) in queries.iter().enumerate() {
-        for d in 0..head_dim {
-            let index = (d / F::WORD * queries.len() + r) * F::WORD + d % F::WORD;
-            F::write_x(to.add(index * F::X_BYTES), *query.q.add(d));
+        for d in (0..head_dim).step_by(S::WIDTH) {
+            let left = head_dim - d;
+            let x = if left < S::WIDTH { S::load_first(query.q.add(d), left) } else { S::load(query.q.add(d)) };
+            F::store_x::<S>(row.add(d * F::X_BYTES), x);
+        }
+        for i in 0..head_dim / F::WORD {
+            std::ptr::copy_nonoverlapping(row.add(i * word), to.add((i * queries.len() + r) * word), word);
         }
     }
 }

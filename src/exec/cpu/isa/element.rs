@@ -1,7 +1,7 @@
 //! Element types of stored numbers (weights, KV) as the kernels read them.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of every function is that of the trait")]
 
-use super::{MAX_WIDTH, Simd};
+use super::Simd;
 
 /// A stored number format. Its functions ask for the level's instructions and for readable bytes.
 pub trait Element: Copy {
@@ -9,14 +9,6 @@ pub trait Element: Copy {
 
     /// Reads `S::WIDTH` elements.
     unsafe fn load<S: Simd>(p: *const u8) -> S::F;
-
-    /// Reads `n < S::WIDTH` elements; the other lanes are zero.
-    #[inline(always)]
-    unsafe fn load_first<S: Simd>(p: *const u8, n: usize) -> S::F {
-        let mut bytes = [0u8; 4 * MAX_WIDTH];
-        std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), n * Self::BYTES);
-        Self::load::<S>(bytes.as_ptr())
-    }
 }
 
 #[derive(Clone, Copy)]
