@@ -100,6 +100,7 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let (isa, compute, weights) = (isa(config), compute(config), weights(config));
     let dtype = kv_dtype(config, &source);
     let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
+    cpu::give_back_free();
 
     let lanes = config.engine.lanes;
     let threads = threads(config);

@@ -34,6 +34,7 @@ pub use self::kv::kv_bytes_per_block;
 pub use self::matrix::{CpuMatrix, Format};
 use self::memory::Scratch;
 use self::moe::{Experts, MoeBuffers};
+pub use self::memory::give_back_free;
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
 pub use self::probe::{Peaks, probe};
