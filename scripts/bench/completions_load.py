@@ -4,6 +4,10 @@ Prompts are random token ids, so their lengths are exact on every server; the en
 `run` gives decode_tps (tokens a second while all `concurrency` streams are between their first and their last token, so
 that no prefill is in it; None under half a second of that), output_tps over the whole run, and in milliseconds ttft and
 gap (between two events of a stream).
+
+A shape with a prefix finds it cached where the server caches: the request that warms up begins with it. A `Reuse` asks in
+turn for the prefix with a new suffix and for a new suffix alone, one stream: what a cached prefix costs until the first
+token.
 """
 
 import asyncio
@@ -29,6 +33,14 @@ class Shape:
     def __str__(self):
         shared = f", {self.prefix} shared" if self.prefix else ""
         return f"{self.prompt} in, {self.output} out{shared} @{self.concurrency}"
+
+
+@dataclass
+class Reuse(Shape):
+    """Pairs of requests: `prompt` tokens of which `prefix` are cached, and the other `prompt - prefix` alone."""
+
+    def __str__(self):
+        return f"{self.prompt - self.prefix} after {self.prefix} cached, and alone"
 
 
 @dataclass
@@ -88,16 +100,30 @@ def spread(seconds):
     return {"p50": 1e3 * statistics.median(ordered), "p99": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]}
 
 
-async def load(base_url, model, shape, vocab, extra):
-    url, rng = urlparse(base_url), random.Random(shape.seed)
-    tokens = lambda num: [rng.randrange(100, vocab) for _ in range(num)]
-    prefix = tokens(shape.prefix)
-    prompts = [prefix + tokens(shape.prompt - shape.prefix) for _ in range(shape.requests)]
+def random_tokens(shape, vocab):
+    rng = random.Random(shape.seed)
+    return lambda num: [rng.randrange(100, vocab) for _ in range(num)]
+
+
+def body_of(model, shape, extra):
     fixed = {"model": model, "max_tokens": shape.output, "temperature": 0, "stream": True, "ignore_eos": True}
     fixed |= {"stream_options": {"include_usage": True}} | extra
-    bodies = [json.dumps(fixed | {"prompt": prompt}).encode() for prompt in prompts]
-    # The first request warms up: its prompt is another one.
-    await ask(url, json.dumps(fixed | {"prompt": prompts[0][::-1]}).encode())
+    return lambda prompt: json.dumps(fixed | {"prompt": prompt}).encode()
+
+
+def cached_tokens(answers):
+    """Of each prompt, the median; None where the server does not say."""
+    said = [(answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens") for answer in answers]
+    said = [num for num in said if num is not None]
+    return statistics.median(said) if said else None
+
+
+async def load(base_url, model, shape, vocab, extra):
+    url, tokens, body = urlparse(base_url), random_tokens(shape, vocab), body_of(model, shape, extra)
+    prefix = tokens(shape.prefix)
+    bodies = [body(prefix + tokens(shape.prompt - shape.prefix)) for _ in range(shape.requests)]
+    # The first request warms up: beyond the prefix its prompt is another one.
+    await ask(url, body(prefix + tokens(shape.prompt - shape.prefix)))
     gate, answers, errors = asyncio.Semaphore(shape.concurrency), [], []
 
     async def one(body):
@@ -111,6 +137,9 @@ async def load(base_url, model, shape, vocab, extra):
     await asyncio.gather(*map(one, bodies))
     wall = time.perf_counter() - began
     gaps = [b - a for answer in answers for a, b in zip(answer.events, answer.events[1:])]
+    prefill_tps = None
+    if shape.concurrency == 1 and not shape.prefix and answers:
+        prefill_tps = shape.prompt / statistics.median(a.events[0] - a.began for a in answers)
     return {
         "shape": str(shape),
         "failures": len(errors),
@@ -119,9 +148,33 @@ async def load(base_url, model, shape, vocab, extra):
         "output_tps": sum(answer.usage["completion_tokens"] for answer in answers) / wall,
         "ttft_ms": spread([answer.events[0] - answer.began for answer in answers]),
         "gap_ms": spread(gaps),
-        "prefill_tps": shape.prompt / statistics.median(a.events[0] - a.began for a in answers) if shape.concurrency == 1 else None,
+        "prefill_tps": prefill_tps,
+        "cached_tokens": cached_tokens(answers) if shape.prefix else None,
+    }
+
+
+async def reuse(base_url, model, shape, vocab, extra):
+    url, tokens, body = urlparse(base_url), random_tokens(shape, vocab), body_of(model, shape, extra)
+    prefix, suffix = tokens(shape.prefix), shape.prompt - shape.prefix
+    await ask(url, body(prefix + tokens(suffix)))
+    cached, alone, errors = [], [], []
+    for _ in range(shape.requests):
+        for answers, prompt in ((cached, prefix + tokens(suffix)), (alone, tokens(suffix))):
+            try:
+                answers.append(await ask(url, body(prompt)))
+            except (RuntimeError, OSError, ValueError) as error:
+                errors.append(repr(error)[:200])
+    first = [spread([answer.events[0] - answer.began for answer in answers]) for answers in (cached, alone)]
+    return {
+        "shape": str(shape),
+        "failures": len(errors),
+        "first_failure": errors[:1],
+        "ttft_ms": first[0],
+        "alone_ttft_ms": first[1],
+        "reuse_ratio": first[0]["p50"] / first[1]["p50"] if all(first) else None,
+        "cached_tokens": cached_tokens(cached),
     }
 
 
 def run(base_url, model, shape, vocab, extra):
-    return asyncio.run(load(base_url, model, shape, vocab, extra))
+    return asyncio.run((reuse if isinstance(shape, Reuse) else load)(base_url, model, shape, vocab, extra))

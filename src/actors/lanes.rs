@@ -129,6 +129,11 @@ impl Lanes {
         *self.stats_of(lane)
     }
 
+    /// Jobs that wait in a lane: those of its last plan, and those that came since, which it looks at before its next.
+    pub fn num_waiting(&self, lane: usize) -> usize {
+        self.stats(lane).waiting_jobs + self.lanes[lane].inbox.len()
+    }
+
     fn stats_of(&self, lane: usize) -> std::sync::MutexGuard<'_, LaneStats> {
         self.lanes[lane].stats.lock().unwrap_or_else(|e| e.into_inner())
     }

@@ -160,7 +160,6 @@ impl SchedulerActor {
     fn publish(&mut self) {
         let stats = self.lane.stats();
         let m = &self.metrics;
-        m.waiting.set(stats.waiting_jobs as f64);
         m.running.set(stats.running as f64);
         m.blocks_free.set(stats.blocks.free as f64);
         m.blocks_cached.set(stats.blocks.cached as f64);

@@ -27,5 +27,7 @@ pub async fn prometheus(services: web::Data<Services>) -> HttpResponse {
     let (requests, waiting_tokens) = services.admission.in_use();
     metrics().permits_in_use.set(requests as f64);
     metrics().waiting_tokens.set(waiting_tokens as f64);
+    let lanes = &services.lanes;
+    (0..lanes.len()).for_each(|lane| metrics().lane(lane).waiting.set(lanes.num_waiting(lane) as f64));
     HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(metrics().render())
 }

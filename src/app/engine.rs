@@ -10,7 +10,7 @@ use crate::base::clock;
 use crate::base::config::{
     Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Weights as WeightsChoice,
 };
-use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa, Peaks};
+use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa, Peaks, Stored};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
@@ -60,8 +60,12 @@ pub struct Engine {
 pub struct Summary {
     pub model: String,
     pub device: String,
+    /// What the weights are in memory and how they are computed; empty where there are none.
+    pub weights: String,
     pub kv: String,
     pub lanes: String,
+    /// What was asked for and does not apply.
+    pub warnings: Vec<String>,
 }
 
 /// Called with a stage's name, and bytes done and in all.
@@ -90,11 +94,13 @@ fn fake(config: &Config) -> Result<Engine, EngineError> {
     let (eos_tokens, generation) = (vec![spec.end_token()], GenerationDefaults::default());
     let side = TextSide { tokenizer, chat: text::chat_source(), eos_tokens, generation };
     let sizes = Sizes { vocab_size: spec.vocab as usize, max_model_len, num_blocks, block_bytes: FAKE_BLOCK_BYTES };
-    finish(config, side, executors, sizes, format!("{spec} (no model: tokens are made up)"))
+    let about = About { model: format!("{spec} (no model: tokens are made up)"), ..About::default() };
+    finish(config, side, executors, sizes, about)
 }
 
 fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
+    cpu::give_back_free();
     // As asked for, or the model's own: the spec is made for one.
     let max_model_len = source.spec.max_positions;
     let (isa, compute, weights) = (isa(config), compute(config), weights(config));
@@ -113,6 +119,12 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let mut on_load = |done, total| progress("loading weights", done, total);
     let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
     let num_blocks = num_blocks(config, block_bytes, max_model_len)?;
+    let parameters: usize = source.tensors.values().map(|t| t.num_elements()).sum();
+    let about = About {
+        model: format!("{}, {:.1} M parameters", source.spec.model_type, parameters as f64 / 1e6),
+        weights: describe_weights(&first),
+        warnings: describe_obstacles(&first),
+    };
 
     let shared: Vec<_> = (1..lanes)
         .map(|lane| {
@@ -124,15 +136,33 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let executors = std::iter::once((first, decoder))
         .chain(shared)
         .map(|(ops, decoder)| {
-            let device = format!("cpu ({}, {} compute, {} thread(s))", ops.isa(), ops.compute(), ops.threads());
+            let device = format!("cpu ({}, {} thread(s))", ops.isa(), ops.threads());
             Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)) as Box<dyn Executor>
         })
         .collect();
-    let parameters: usize = source.tensors.values().map(|t| t.num_elements()).sum();
-    let description = format!("{}, {:.1} M parameters", source.spec.model_type, parameters as f64 / 1e6);
     let sizes = Sizes { vocab_size: source.spec.vocab_size, max_model_len, num_blocks, block_bytes };
     let ModelSource { tokenizer, chat, eos_tokens, generation, .. } = source;
-    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, executors, sizes, description)
+    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, executors, sizes, about)
+}
+
+/// As "bf16, 942 MiB, computed in bf16", for every format that there is.
+fn describe_weights(ops: &CpuOps) -> String {
+    let one = |s: &Stored| format!("{}, {} MiB, computed in {}", s.format, s.bytes >> 20, s.compute);
+    ops.stored().iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn describe_obstacles(ops: &CpuOps) -> Vec<String> {
+    let asked = ops.compute();
+    let one = |s: &Stored| {
+        let obstacle = s.obstacle(asked, ops.isa())?;
+        Some(format!(
+            "engine.compute={asked} does not apply to {} MiB of {} weights, which are computed in {}: {obstacle}",
+            s.bytes >> 20,
+            s.format,
+            s.compute
+        ))
+    };
+    ops.stored().iter().filter_map(one).collect()
 }
 
 fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError> {
@@ -219,6 +249,14 @@ fn sampling_defaults(generation: &GenerationDefaults) -> SamplingParams {
     }
 }
 
+/// What people are told of a model.
+#[derive(Default)]
+struct About {
+    model: String,
+    weights: String,
+    warnings: Vec<String>,
+}
+
 struct Sizes {
     vocab_size: usize,
     max_model_len: usize,
@@ -231,7 +269,7 @@ fn finish(
     side: TextSide,
     executors: Vec<Box<dyn Executor>>,
     sizes: Sizes,
-    description: String,
+    about: About,
 ) -> Result<Engine, EngineError> {
     let lane = LaneConfig {
         num_blocks: sizes.num_blocks,
@@ -261,14 +299,16 @@ fn finish(
         created: clock::unix_s(),
     };
     let summary = Summary {
-        model: format!("{} ({description}), context {} tokens", model.name, sizes.max_model_len),
+        model: format!("{} ({}), context {} tokens", model.name, about.model, sizes.max_model_len),
         device: executors.first().map(|e| e.info().device.clone()).unwrap_or_default(),
+        weights: about.weights,
         kv: format!(
             "{} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)",
             sizes.num_blocks,
             (sizes.num_blocks * sizes.block_bytes) >> 20
         ),
         lanes: format!("{}, up to {} sequences each", config.engine.lanes, config.scheduler.max_running),
+        warnings: about.warnings,
     };
     let steal_window = config.scheduler.steal_window;
     let seeds =

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::BenchArgs;
 use super::progress::Progress;
-use super::serve::engine_exit;
+use super::serve::{engine_exit, print_summary};
 use super::{Exit, Failure};
 use crate::actors::supervisor::LaneSeed;
 use crate::app::engine::{self, Engine};
@@ -173,13 +173,13 @@ fn report(args: &BenchArgs, summary: &engine::Summary, figures: &[Figures]) {
             })
             .collect();
         let report = json!({
-            "model": summary.model, "device": summary.device, "prompt_tokens": args.prompt_tokens,
+            "model": summary.model, "device": summary.device, "weights": summary.weights, "prompt_tokens": args.prompt_tokens,
             "output_tokens": args.output_tokens, "repeat": args.repeat, "results": rows,
         });
         println!("{report:#}");
         return;
     }
-    println!("model   {}\ndevice  {}", summary.model, summary.device);
+    print_summary(summary);
     println!(
         "prompt  {} tokens, output {} tokens, median of {} run(s)\n",
         args.prompt_tokens, args.output_tokens, args.repeat

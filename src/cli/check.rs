@@ -2,7 +2,7 @@
 
 use super::args::ServeArgs;
 use super::progress::Progress;
-use super::serve::engine_exit;
+use super::serve::{engine_exit, print_summary};
 use super::{Exit, Failure};
 use crate::app::engine;
 use crate::gate::auth::access;
@@ -15,10 +15,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     progress.finish();
     let engine = built.map_err(|e| Failure::new(engine_exit(&e), e))?;
     let summary = engine.summary;
-    println!("model   {}", summary.model);
-    println!("device  {}", summary.device);
-    println!("kv      {}", summary.kv);
-    println!("lanes   {}", summary.lanes);
+    print_summary(&summary);
     println!("listen  {}", config.server.listen);
     let keys = actix::System::new().block_on(async {
         let store = Store::open(&config.store.path).await?;

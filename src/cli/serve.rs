@@ -3,7 +3,7 @@
 use super::args::ServeArgs;
 use super::progress::Progress;
 use super::{Exit, Failure};
-use crate::app::engine::EngineError;
+use crate::app::engine::{EngineError, Summary};
 use crate::app::{self, ServeError, Started};
 use crate::base::{faults, panics, telemetry};
 use crate::gate::auth::Access;
@@ -25,10 +25,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
 
 fn print(started: &Started) {
     let Started { address, model, summary, access } = started;
-    println!("model   {}", summary.model);
-    println!("device  {}", summary.device);
-    println!("kv      {}", summary.kv);
-    println!("lanes   {}", summary.lanes);
+    print_summary(summary);
     let header = match access {
         Access::Open => {
             println!("access  open, to this machine only: there are no API keys (garrick keys create --tenant NAME)");
@@ -44,6 +41,18 @@ fn print(started: &Started) {
         "curl -s http://{address}/v1/chat/completions -H 'Content-Type: application/json'{header} \\\n  -d '{{\"model\": \
          \"{model}\", \"temperature\": 0, \"messages\": [{{\"role\": \"user\", \"content\": \"What is 27 + 58?\"}}]}}'\n"
     );
+}
+
+/// What runs, and what was asked for and does not.
+pub fn print_summary(summary: &Summary) {
+    println!("model   {}", summary.model);
+    println!("device  {}", summary.device);
+    if !summary.weights.is_empty() {
+        println!("weights {}", summary.weights);
+    }
+    println!("kv      {}", summary.kv);
+    println!("lanes   {}", summary.lanes);
+    summary.warnings.iter().for_each(|warning| println!("warning {warning}"));
 }
 
 fn failure(error: ServeError) -> Failure {

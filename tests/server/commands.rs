@@ -38,6 +38,37 @@ fn check_says_what_would_run() {
     assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--set", "kv.dtype=f8"]).code, Some(64));
 }
 
+/// What is in force, not what was asked for.
+#[test]
+fn check_says_how_weights_are_computed() {
+    let dir = tempdir().expect("a folder");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    let check = |more: &str| {
+        let common = ["check", "--model", model, "--kv-memory", "1MiB", "--set", "engine.isa=scalar"];
+        let done = garrick(dir.path(), &[&common[..], &more.split(' ').collect::<Vec<_>>()].concat());
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let line = |start: &str| done.stdout.lines().find(|line| line.starts_with(start)).map(str::to_owned);
+        (line("weights ").expect("a line on weights"), line("warning "))
+    };
+    let (weights, warning) = check("--compute f32");
+    assert!(weights.starts_with("weights bf16, ") && weights.ends_with(" MiB, computed in f32"), "{weights}");
+    assert_eq!(warning, None);
+
+    let (weights, warning) = check("--compute bf16");
+    assert!(weights.ends_with("computed in f32"), "the level has no dot product: {weights}");
+    let warning = warning.expect("a warning");
+    assert!(warning.contains("engine.compute=bf16 does not apply"), "{warning}");
+    assert!(warning.ends_with("scalar has no bfloat16 dot product"), "{warning}");
+
+    let (weights, warning) = check("--compute int8");
+    assert!(weights.ends_with("computed in f32"), "bf16 weights are not rounded by themselves: {weights}");
+    assert!(warning.is_some_and(|line| line.contains("engine.weights=int8")));
+
+    let (weights, warning) = check("--weights int8 --compute int8");
+    assert!(weights.starts_with("weights int8, ") && weights.ends_with("computed in int8"), "{weights}");
+    assert_eq!(warning, None);
+}
+
 #[test]
 fn bench_measures_every_batch() {
     let dir = tempdir().expect("a folder");

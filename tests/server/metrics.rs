@@ -64,6 +64,20 @@ fn numbers_add_up_under_both_names() {
     assert!(tokens >= 12.0 + 60.0 + 1.0 && first == 4.0, "{tokens} tokens, {first} choices");
 }
 
+/// A lane looks at nothing while it is in a step; what came meanwhile waits all the same.
+#[test]
+fn what_comes_during_a_step_waits() {
+    let server = Launch::fake("fake:wedge_at_step=2,wedge_ms=4000").start();
+    let mut first = server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 20})));
+    // The opening, and the token of the only step before the long one.
+    (0..2).for_each(|_| drop(first.next().expect("it runs")));
+    let others: Vec<_> = (0..3).map(|_| server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 4})))).collect();
+    server.wait_for("garrick_requests_waiting", |waiting| waiting == 3.0);
+    server.wait_for("vllm:num_requests_waiting", |waiting| waiting == 3.0);
+    others.into_iter().for_each(|mut stream| drop(stream.rest()));
+    server.wait_for("garrick_requests_waiting", |waiting| waiting == 0.0);
+}
+
 #[test]
 fn tokens_are_counted_at_every_hop() {
     let server = Launch::fake("fake").set("kv.prefix_cache=false").start();

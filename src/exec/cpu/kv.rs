@@ -13,7 +13,7 @@
 //! shares V's words with the last one of a sequence is zero or the sequence's own, so that times zero it is zero.
 
 use super::isa::{Isa, Kernel, MAX_WIDTH, Simd};
-use super::memory::ZeroedBytes;
+use super::memory::Pages;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::ops::KvDtype;
 use crate::model::spec::{MAX_HEAD_DIM, Spec};
@@ -52,8 +52,8 @@ pub struct KvCache {
 }
 
 struct LayerKv {
-    k: ZeroedBytes,
-    v: ZeroedBytes,
+    k: Pages,
+    v: Pages,
 }
 
 impl KvCache {
@@ -66,7 +66,7 @@ impl KvCache {
         let (Some(tile_bytes), Some(region)) = (tile_bytes, region) else {
             panic!("{num_blocks} KV blocks are more than the address space holds: lower kv.memory");
         };
-        let layer = || LayerKv { k: ZeroedBytes::new(region), v: ZeroedBytes::new(region) };
+        let layer = || LayerKv { k: Pages::new(region), v: Pages::new(region) };
         KvCache {
             layers: spec.layers.iter().map(|_| layer()).collect(),
             dtype,
@@ -157,7 +157,7 @@ impl KvWriter<'_> {
         let offset = self.kv.offset(slot / BLOCK_TOKENS as u32, kv_head);
         let token = slot as usize % BLOCK_TOKENS;
         // SAFETY: the tiles are inside the regions, aligned for their elements (they are multiples of 64 bytes in regions
-        // aligned to 64); the rest is the caller's promise.
+        // aligned to a page); the rest is the caller's promise.
         unsafe {
             let (k_tile, v_tile) = (self.k.add(offset), self.v.add(offset));
             let ends_word = is_last && token.is_multiple_of(2);

@@ -1,69 +1,68 @@
 //! Memory as the kernels want it: aligned, zeroed by the system, shared between threads by disjoint pieces.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 
+// The allocator of the program, for the one of its functions that is called below.
+use libmimalloc_sys as _;
 use memmap2::MmapMut;
 
-/// A cache line and the widest vector.
-const ALIGNMENT: usize = 64;
+/// Zeroed bytes in pages of their own: of what nobody has written yet, none is in memory. (An allocator writes a header in
+/// front of what it hands out, and with large pages that is 2 MiB for each region of a KV cache.) Large pages where the
+/// system has them, because a stream over small ones is held up at the end of each.
+pub struct Pages(MmapMut);
 
-/// Zeroed bytes at a cache line's start. Fresh pages come from the system as they are first written.
-pub struct ZeroedBytes {
-    base: *mut u8,
-    layout: Layout,
-    /// From `base` to the first aligned byte.
-    offset: usize,
-    len: usize,
-}
+/// From here on large pages pay.
+#[cfg(target_os = "linux")]
+const MIN_HUGE_BYTES: usize = 4 << 20;
 
-// SAFETY: owned plain memory; shared access through `&self` only reads.
-unsafe impl Send for ZeroedBytes {}
-// SAFETY: as above.
-unsafe impl Sync for ZeroedBytes {}
-
-impl ZeroedBytes {
-    /// Aborts as every failed allocation does; panics where `len` is no possible size.
-    pub fn new(len: usize) -> ZeroedBytes {
-        // Asked for with a small alignment: for larger ones the system allocator writes the zeros itself, and
-        // all of the KV cache would be resident from the start.
-        let layout = len
-            .checked_add(ALIGNMENT)
-            .and_then(|size| Layout::from_size_align(size, 16).ok())
-            .unwrap_or_else(|| panic!("{len} bytes are more than the address space holds"));
-        // SAFETY: the size is at least ALIGNMENT, so not zero.
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
-            handle_alloc_error(layout);
+impl Pages {
+    /// Panics where the system has no memory left, as every failed allocation ends the process.
+    pub fn new(len: usize) -> Pages {
+        let pages = MmapMut::map_anon(len.max(1)).unwrap_or_else(|e| panic!("no memory for {len} bytes: {e}"));
+        #[cfg(target_os = "linux")]
+        if len >= MIN_HUGE_BYTES {
+            // Where the system has none, small ones do.
+            let _ = pages.advise(memmap2::Advice::HugePage);
         }
-        ZeroedBytes { base, layout, offset: base.align_offset(ALIGNMENT), len }
+        Pages(pages)
     }
 
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len()
     }
 
     pub fn as_ptr(&self) -> *const u8 {
-        // SAFETY: `offset < ALIGNMENT` lies inside the allocation.
-        unsafe { self.base.add(self.offset) }
+        self.0.as_ptr()
     }
 
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.as_ptr().cast_mut()
+        self.0.as_mut_ptr()
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 
-impl Drop for ZeroedBytes {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.base, self.layout) }
-    }
+unsafe extern "C" {
+    fn mi_collect(force: bool);
+}
+
+/// Gives what the allocator has free back to the system. It does so by itself, but a second after, and only where something
+/// is allocated then: what reading a tokenizer took would stand beside the weights.
+pub fn give_back_free() {
+    // SAFETY: may be called by any thread at any time, also where another allocator serves the program.
+    unsafe { mi_collect(true) }
 }
 
 /// Scratch float32 values, aligned; grows and is kept.
 #[derive(Default)]
 pub struct Scratch {
-    bytes: Option<ZeroedBytes>,
+    bytes: Option<Pages>,
 }
 
 impl Scratch {
@@ -73,10 +72,10 @@ impl Scratch {
         if self.bytes.as_ref().is_none_or(|b| b.len() < wanted) {
             // Freed first, so that both are never there at once.
             self.bytes = None;
-            self.bytes = Some(ZeroedBytes::new(wanted.next_power_of_two()));
+            self.bytes = Some(Pages::new(wanted.next_power_of_two()));
         }
         let Some(bytes) = &mut self.bytes else { return &mut [] };
-        // SAFETY: aligned to 64, at least `wanted` bytes long, and any bits are an f32.
+        // SAFETY: aligned to a page, at least `wanted` bytes long, and any bits are an f32.
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), len) }
     }
 }
@@ -112,35 +111,5 @@ impl<'a, T> Shared<'a, T> {
     /// For kernels that write single elements; they stay below `len`.
     pub fn ptr(&self) -> *mut T {
         self.ptr
-    }
-}
-
-/// Zeroed bytes for weights: pages of their own, large ones where the system has them, because a stream over small pages
-/// is held up at the end of each.
-pub struct Pages(MmapMut);
-
-/// From here on large pages pay.
-#[cfg(target_os = "linux")]
-const MIN_HUGE_BYTES: usize = 4 << 20;
-
-impl Pages {
-    /// Panics where the system has no memory left, as every failed allocation ends the process.
-    pub fn new(len: usize) -> Pages {
-        let pages =
-            MmapMut::map_anon(len.max(1)).unwrap_or_else(|e| panic!("no memory for {len} bytes of weights: {e}"));
-        #[cfg(target_os = "linux")]
-        if len >= MIN_HUGE_BYTES {
-            // Where the system has none, small ones do.
-            let _ = pages.advise(memmap2::Advice::HugePage);
-        }
-        Pages(pages)
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
     }
 }

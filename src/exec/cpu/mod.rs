@@ -20,6 +20,7 @@ mod pool;
 mod probe;
 mod rope;
 mod rows;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use self::kv::KvCache;
 pub use self::kv::kv_bytes_per_block;
 pub use self::matrix::{CpuMatrix, Format};
 use self::memory::Scratch;
+pub use self::memory::give_back_free;
 use self::moe::{Experts, MoeBuffers};
 pub use self::pool::MAX_THREADS;
 use self::pool::Pool;
@@ -41,6 +43,7 @@ pub use self::rope::CpuRope;
 use self::rope::RotateAndStore;
 pub use self::rows::CpuRows;
 use self::rows::{Gated, RmsNorm, SoftCap, for_each_row};
+pub use self::stored::Stored;
 use crate::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
@@ -76,6 +79,7 @@ pub struct CpuOps {
     kv: Option<KvCache>,
     multiplier: Multiplier,
     weights: Option<Format>,
+    stored: Vec<Stored>,
     moe: MoeBuffers,
     /// What attention has of each split.
     splits: Scratch,
@@ -101,6 +105,7 @@ impl CpuOps {
             kv: None,
             multiplier,
             weights: options.weights,
+            stored: Vec::new(),
             moe: MoeBuffers::default(),
             splits: Scratch::default(),
         })
@@ -124,6 +129,11 @@ impl CpuOps {
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
+
+    /// The matrices that this executor loaded, by format. Those of a [`CpuOps::fork`] were loaded by another.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
+    }
 }
 
 const NO_KV: &str = "allocate_kv comes before the first step";
@@ -135,7 +145,9 @@ impl Ops for CpuOps {
     type Rope = CpuRope;
 
     fn load_matrix(&mut self, parts: &[Tensor]) -> CpuMatrix {
-        CpuMatrix::new(self.isa, parts, self.weights)
+        let matrix = CpuMatrix::new(self.isa, parts, self.weights);
+        Stored::add(&mut self.stored, &matrix, self.multiplier.compute, self.isa);
+        matrix
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Arc<[f32]> {

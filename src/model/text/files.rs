@@ -25,7 +25,9 @@ pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(file_error(path, error.to_string())),
     };
-    let mut bytes = Vec::new();
+    // Room for all of it at once, instead of twice by growing; a file that lies gets no more than its limit.
+    let size = file.metadata().map_or(0, |metadata| metadata.len().min(max_bytes));
+    let mut bytes = Vec::with_capacity(size as usize + 1);
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|error| file_error(path, error.to_string()))?;
     if bytes.len() as u64 > max_bytes {
         return Err(file_error(path, format!("is larger than {max_bytes} bytes, the limit for such a file")));

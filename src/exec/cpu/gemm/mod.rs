@@ -51,7 +51,7 @@ pub enum Compute {
 
 impl Compute {
     /// What becomes of the activations before weights of this format.
-    fn rounding(self, isa: Isa, format: Format) -> Compute {
+    pub fn rounding(self, isa: Isa, format: Format) -> Compute {
         match (self, format) {
             (Compute::Bf16, Format::Bf16) if isa.has_dot() => Compute::Bf16,
             (Compute::Int8, Format::Int8 | Format::Int4 | Format::Int4Min) => Compute::Int8,

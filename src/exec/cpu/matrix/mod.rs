@@ -129,7 +129,7 @@ impl Layout {
         panel.offset..panel.offset + panel.vectors * self.width * self.lane_bytes(self.depth())
     }
 
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self.num_panels() {
             0 => 0,
             n => self.panel_bytes(self.panel(n - 1)).end,
