@@ -1,7 +1,7 @@
 //! What happens around a request: everything that must not matter.
 
 use garrick::kv::BLOCK_TOKENS;
-use garrick::sched::LaneConfig;
+use garrick::sched::{LaneConfig, Speculation};
 
 use crate::crowd::{CROWD, MAX_TOKENS};
 use crate::random::Random;
@@ -29,6 +29,8 @@ pub struct Situation {
     pub leaves: Vec<Option<u64>>,
     /// Every so many steps one is lost after it was computed.
     pub lost_steps: Option<u64>,
+    /// Tokens are guessed and computed ahead.
+    pub speculation: Option<Speculation>,
     /// Times that the crowd comes: the second time it finds its own prefixes.
     pub visits: usize,
     /// For what lanes pass on to each other.
@@ -48,6 +50,7 @@ impl Situation {
             arrivals: vec![0; num_requests],
             leaves: vec![None; num_requests],
             lost_steps: None,
+            speculation: None,
             visits: 1,
             seed: 0,
         }
@@ -72,6 +75,7 @@ impl Situation {
             lost_steps: random.once_in(4).then(|| random.within(15..60) as u64),
             visits: random.pick(&[1, 1, 2]),
             seed: random.next(),
+            speculation: random.once_in(2).then(|| guesses(random.pick(&[1, 4, 20]))),
         }
     }
 
@@ -84,15 +88,21 @@ impl Situation {
             max_running: self.max_running,
             max_model_len,
             prefix_cache: self.prefix_cache,
+            speculation: self.speculation,
         }
     }
+}
+
+/// Drafts wherever a single token stood before: most are wrong, and whoever repeats itself gets them all right.
+fn guesses(max_drafts: usize) -> Speculation {
+    Speculation { max_drafts, min_ngram: 1, max_ngram: 3, always: true }
 }
 
 /// What it is called, how to make it, and whether what it is called happened.
 pub type Named = (&'static str, fn() -> Situation, fn(&Witnessed) -> bool);
 
 /// Situations with one thing out of the ordinary each, for a crowd.
-pub const NAMED: [Named; 9] = [
+pub const NAMED: [Named; 10] = [
     ("among 31 others, some of them forked", calm, |seen| seen.max_sequences >= 32 && seen.copies > 0),
     ("token by token", || chunked(1, 300), |seen| seen.chunks > 500),
     ("in chunks that straddle blocks", || chunked(7, 100), |seen| seen.chunks > 100 && seen.max_rows == 100),
@@ -101,6 +111,7 @@ pub const NAMED: [Named; 9] = [
     ("on more threads than cores", || Situation { lanes: vec![17], ..chunked(64, 128) }, |seen| seen.max_rows == 128),
     ("found in the prefix cache", cached, |seen| seen.prefix_hits > 300),
     ("in another order, a few at a time", reversed, |seen| (2..32).contains(&seen.max_sequences)),
+    ("with drafts, some of which come true", guessing, |seen| seen.accepted > 20 && seen.rejected > 200),
     (
         "after lost steps, in the middle of prompts too",
         || Situation { lost_steps: Some(40), ..chunked(16, 128) },
@@ -109,7 +120,12 @@ pub const NAMED: [Named; 9] = [
 ];
 
 /// For a crowd of talkers.
-pub const SHORT_OF_BLOCKS: [Named; 3] = [
+pub const SHORT_OF_BLOCKS: [Named; 4] = [
+    (
+        "preempted, with drafts",
+        || Situation { num_blocks: 40, prefix_cache: true, visits: 2, ..guessing() },
+        |seen| seen.preemptions > 5 && seen.accepted > 20 && seen.rejected > 200,
+    ),
     ("preempted", || Situation { num_blocks: 30, ..chunked(5, 300) }, |seen| seen.preemptions > 5),
     (
         "preempted, and resumed after its own prefix",
@@ -130,6 +146,10 @@ fn chunked(max_chunk_tokens: usize, max_batch_tokens: usize) -> Situation {
 /// The second time each prompt is there but for its end.
 fn cached() -> Situation {
     Situation { prefix_cache: true, visits: 2, ..calm() }
+}
+
+fn guessing() -> Situation {
+    Situation { speculation: Some(guesses(8)), ..calm() }
 }
 
 fn reversed() -> Situation {

@@ -49,7 +49,7 @@ mod steps {
 
     fn plan(start: u32, tokens: &[TokenId], blocks: &[u32], samples: Vec<SampleSpec>) -> StepPlan {
         let (tokens, blocks) = (tokens.to_vec(), blocks.to_vec());
-        let rows = SeqRows { seq: SeqId(1), start, tokens, blocks, samples, prompt_logprobs: None };
+        let rows = SeqRows { seq: SeqId(1), start, tokens, num_drafts: 0, blocks, samples, prompt_logprobs: None };
         StepPlan { step: 1, copies: Vec::new(), rows: vec![rows] }
     }
 
