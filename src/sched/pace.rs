@@ -19,9 +19,11 @@ const DECODE_ROWS: f64 = 0.5;
 
 /// A draft costs at least this share of a step: what it takes to plan it and to draw from it is not nothing.
 const MIN_DRAFT_SHARE: f64 = 1.0 / 64.0;
+/// Most that one is taken to cost, in steps that only decode.
+const MAX_DRAFT_STEPS: f64 = 4.0;
 /// How fast a draft's measured cost is forgotten, by each step that has none: one that was measured too high would
 /// otherwise never be measured again.
-const FORGET: f64 = 1.0 / 64.0;
+const FORGET: f64 = 1.0 / 256.0;
 
 /// Steps that only decode, by the number of bits of their number of sequences.
 const NUM_SIZES: usize = 24;
@@ -63,10 +65,11 @@ impl Pace {
         }
     }
 
-    /// What is more than the decodes take alone is the drafts'. No row takes longer than a step of one sequence does.
+    /// What is more than the decodes take alone is the drafts'; one step that something else held up counts for so much
+    /// only.
     fn learn_drafts(&mut self, decodes: usize, drafts: usize, elapsed: f64) {
         let Some(alone_us) = self.decode_us(decodes) else { return };
-        let us = ((elapsed - alone_us) / drafts as f64).clamp(0.0, alone_us);
+        let us = ((elapsed - alone_us) / drafts as f64).clamp(0.0, MAX_DRAFT_STEPS * alone_us);
         let known = &mut self.draft_us[size(decodes)];
         *known = Some(known.map_or(us, |known| towards(known, us)));
     }
@@ -192,7 +195,7 @@ mod tests {
         (0..4).for_each(|_| pace.learn(1, 0, 0, 1000));
         pace.learn(1, 4, 0, 1_000_000);
         assert_eq!(drafts(&pace, 1, 0.9), 0);
-        (0..200).for_each(|_| pace.learn(1, 0, 0, 1000));
+        (0..2000).for_each(|_| pace.learn(1, 0, 0, 1000));
         assert!(drafts(&pace, 1, 0.9) > 2);
     }
 

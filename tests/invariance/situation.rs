@@ -102,7 +102,7 @@ fn guesses(max_drafts: usize) -> Speculation {
 pub type Named = (&'static str, fn() -> Situation, fn(&Witnessed) -> bool);
 
 /// Situations with one thing out of the ordinary each, for a crowd.
-pub const NAMED: [Named; 10] = [
+pub const NAMED: [Named; 9] = [
     ("among 31 others, some of them forked", calm, |seen| seen.max_sequences >= 32 && seen.copies > 0),
     ("token by token", || chunked(1, 300), |seen| seen.chunks > 500),
     ("in chunks that straddle blocks", || chunked(7, 100), |seen| seen.chunks > 100 && seen.max_rows == 100),
@@ -111,7 +111,6 @@ pub const NAMED: [Named; 10] = [
     ("on more threads than cores", || Situation { lanes: vec![17], ..chunked(64, 128) }, |seen| seen.max_rows == 128),
     ("found in the prefix cache", cached, |seen| seen.prefix_hits > 300),
     ("in another order, a few at a time", reversed, |seen| (2..32).contains(&seen.max_sequences)),
-    ("with drafts, some of which come true", guessing, |seen| seen.accepted > 20 && seen.rejected > 200),
     (
         "after lost steps, in the middle of prompts too",
         || Situation { lost_steps: Some(40), ..chunked(16, 128) },
@@ -120,12 +119,7 @@ pub const NAMED: [Named; 10] = [
 ];
 
 /// For a crowd of talkers.
-pub const SHORT_OF_BLOCKS: [Named; 4] = [
-    (
-        "preempted, with drafts",
-        || Situation { num_blocks: 40, prefix_cache: true, visits: 2, ..guessing() },
-        |seen| seen.preemptions > 5 && seen.accepted > 20 && seen.rejected > 200,
-    ),
+pub const SHORT_OF_BLOCKS: [Named; 3] = [
     ("preempted", || Situation { num_blocks: 30, ..chunked(5, 300) }, |seen| seen.preemptions > 5),
     (
         "preempted, and resumed after its own prefix",
@@ -133,6 +127,21 @@ pub const SHORT_OF_BLOCKS: [Named; 4] = [
         |seen| seen.preemptions > 5 && seen.prefix_hits > 0,
     ),
     ("preempted, and resumed by another lane", moved, |seen| seen.preemptions > 5 && seen.passed_on_begun > 1),
+];
+
+/// For a crowd of parrots.
+pub const DRAFTED: [Named; 3] = [
+    ("with drafts", guessing, |seen| seen.accepted > 200 && seen.rejected > 200),
+    (
+        "with drafts, preempted, and resumed after its own prefix",
+        || Situation { num_blocks: 40, prefix_cache: true, visits: 2, ..guessing() },
+        |seen| seen.preemptions > 5 && seen.prefix_hits > 0 && seen.accepted > 200 && seen.rejected > 200,
+    ),
+    (
+        "with drafts, after lost steps",
+        || Situation { lost_steps: Some(20), ..guessing() },
+        |seen| seen.lost_steps > 0 && seen.accepted > 20,
+    ),
 ];
 
 fn calm() -> Situation {

@@ -115,6 +115,33 @@ mod steps {
     }
 
     #[test]
+    fn draws_go_on_while_drafts_are_right() {
+        let spec = |index| SampleSpec { index, ..draw(SamplingParams::default(), 0, &[]) };
+        let mut one_by_one = fake("fake");
+        let mut tokens = vec![5];
+        for index in 0..3 {
+            let plan = plan(index, &tokens[index as usize..], &[0], vec![spec(index)]);
+            tokens.push(sampled(one_by_one.step(&plan).unwrap())[0].token);
+        }
+        for (drafts, num_draws) in [(&tokens[1..3], 3), (&[tokens[1], 0], 2), (&[0, tokens[2]], 1)] {
+            let rows: Vec<_> = tokens[..1].iter().chain(drafts).copied().collect();
+            let mut plan = plan(0, &rows, &[0], (0..3).map(spec).collect());
+            plan.rows[0].num_drafts = 2;
+            let drawn = sampled(fake("fake").step(&plan).unwrap());
+            assert_eq!(drawn.iter().map(|drawn| drawn.token).collect::<Vec<_>>(), tokens[1..=num_draws]);
+        }
+        assert_eq!("fake:period=3".parse::<FakeSpec>().unwrap().to_string(), "fake:period=3");
+    }
+
+    #[test]
+    fn a_period_repeats_but_for_a_few_tokens() {
+        let draws = (0..400).map(|index| SampleSpec { index, ..draw(SamplingParams::default(), 0, &[]) }).collect();
+        let tokens = sampled(fake("fake:period=5").step(&plan(0, &[9], &[0], draws)).unwrap());
+        let repeated = tokens.windows(6).filter(|window| window[0].token == window[5].token).count();
+        assert!((300..390).contains(&repeated), "{repeated}");
+    }
+
+    #[test]
     fn a_step_takes_what_the_time_model_says() {
         let text = "fake:prefill_us_per_token=100,decode_us_per_step=3000,decode_us_per_seq=500";
         let mut fake = fake(text);
