@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::admit::Blocked;
 use super::complete::InFlight;
 use super::config::{DoesNotFit, LaneConfig, LaneConfigError};
+use super::draft::Rates;
 use super::job::{Delivery, Event, Finish, Job, Micros, RequestId};
 use super::pace::Pace;
 use super::plan::{SeqId, SeqRows, StepPlan};
@@ -35,6 +36,8 @@ pub struct Lane<S> {
     pub(super) no_tokens: Arc<[TokenId]>,
     pub(super) blocked: Option<Blocked>,
     pub(super) pace: Pace,
+    /// How often drafts came true.
+    pub(super) rates: Rates,
     pub(super) totals: Totals,
     /// Buffers that are filled anew for each row: events and drafts of one sequence, and rows of plans that came back.
     pub(super) events: Vec<Event>,
@@ -109,6 +112,7 @@ impl<S: Clone> Lane<S> {
             no_tokens: Arc::from([]),
             blocked: None,
             pace: Pace::default(),
+            rates: Rates::default(),
             totals: Totals::default(),
             events: Vec::new(),
             spare_rows: Vec::new(),

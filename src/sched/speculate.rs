@@ -31,9 +31,9 @@ impl<S: Clone> Lane<S> {
         let spare_blocks = self.kv.num_available().saturating_sub(self.running.len());
         let max_sequence_tokens = self.config.max_sequence_tokens();
         let seq = &mut self.running[index];
-        let mut drafter = seq.drafter.take().unwrap_or_else(|| Box::new(Drafter::new(&speculation)));
+        let mut drafter = seq.drafter.take().unwrap_or_else(|| Box::new(Drafter::new(&speculation, self.rates)));
         let (tokens, num_tokens) = (seq.tokens(), seq.num_tokens());
-        drafter.catch_up(tokens);
+        drafter.catch_up(tokens, &mut self.rates);
         let places = (seq.table.blocks().len() + spare_blocks) * BLOCK_TOKENS - num_tokens;
         let max = speculation.max_drafts.min(seq.max_drafts(max_sequence_tokens)).min(places);
         drafter.draft(tokens, max, stake, drafts);
@@ -83,7 +83,7 @@ mod tests {
             SeqOutput { seq: rows.seq, sampled, prompt_logprobs: Vec::new() }
         });
         let drafts: usize = plan.rows.iter().map(|rows| rows.drafts().len()).sum();
-        StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 100 + 30 * drafts as u64 }
+        StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 100 + 10 * drafts as u64 }
     }
 
     fn step(bench: &mut Bench, text: impl Fn(usize) -> TokenId) -> (StepPlan, Vec<Event>) {
