@@ -191,6 +191,7 @@ mod tests {
                 max_running: 4,
                 max_model_len: 64,
                 prefix_cache: true,
+                speculation: None,
             };
             let thread = Arbiter::new();
             let mut post = SchedulerPost { index: 0, config, steal_window: 4, thread: thread.handle(), lanes };

@@ -130,6 +130,7 @@ mod tests {
             max_running: 2,
             max_model_len: 64,
             prefix_cache: true,
+            speculation: None,
         };
         LaneSeed { executor: Box::new(FakeExecutor::new(FakeSpec::default(), 8)), config, steal_window: 4 }
     }

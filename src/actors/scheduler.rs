@@ -167,6 +167,9 @@ impl SchedulerActor {
         m.steps.increment(stats.steps - self.counted.steps);
         m.failed_steps.increment(stats.failed_steps - self.counted.failed_steps);
         m.preemptions.increment(stats.preemptions - self.counted.preemptions);
+        m.drafts.increment(stats.drafts - self.counted.drafts);
+        m.draft_tokens.increment(stats.draft_tokens - self.counted.draft_tokens);
+        m.accepted_draft_tokens.increment(stats.accepted_drafts - self.counted.accepted_drafts);
         m.prefix_queries.increment(stats.prefix_queries - self.counted.prefix_queries);
         m.prefix_hits.increment(stats.prefix_hits - self.counted.prefix_hits);
         let hops = &metrics().hops;

@@ -158,7 +158,8 @@ impl StreamActor {
         let reason = match finish {
             Finish::Stop => FinishReason::Stop,
             Finish::Length => {
-                self.tally.has_length = true;
+                // A stop string before it, in the same step's tokens, was the end.
+                self.tally.has_length |= !choice.is_done();
                 FinishReason::Length
             }
             // The text side is ending the request; or, if it knows nothing of an end, the owner died and set the flags.

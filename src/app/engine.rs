@@ -8,7 +8,8 @@ use super::memory::{self, Demand, TooLittle};
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
 use crate::base::config::{
-    Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Weights as WeightsChoice,
+    Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Scheduler, Speculative,
+    Weights as WeightsChoice,
 };
 use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa, Peaks, Stored};
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
@@ -21,7 +22,7 @@ use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
 use crate::model::weights::{Dtype, WeightsError};
 use crate::route::ServedModel;
 use crate::sample::SamplingParams;
-use crate::sched::LaneConfig;
+use crate::sched::{LaneConfig, Speculation};
 
 /// Context of a fake model whose configuration sets none.
 const FAKE_MODEL_LEN: usize = 8192;
@@ -257,6 +258,16 @@ struct About {
     warnings: Vec<String>,
 }
 
+fn speculation(scheduler: &Scheduler) -> Option<Speculation> {
+    let speculation = Speculation {
+        max_drafts: scheduler.num_speculative_tokens,
+        min_ngram: scheduler.prompt_lookup_min,
+        max_ngram: scheduler.prompt_lookup_max,
+        always: scheduler.speculative == Speculative::Always,
+    };
+    (scheduler.speculative != Speculative::Off).then_some(speculation)
+}
+
 struct Sizes {
     vocab_size: usize,
     max_model_len: usize,
@@ -279,6 +290,7 @@ fn finish(
         max_running: config.scheduler.max_running,
         max_model_len: sizes.max_model_len,
         prefix_cache: config.kv.prefix_cache,
+        speculation: speculation(&config.scheduler),
     };
     let model = ServedModel {
         name: config.model.name().to_owned(),

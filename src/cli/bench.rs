@@ -12,7 +12,7 @@ use super::serve::{engine_exit, print_summary};
 use super::{Exit, Failure};
 use crate::actors::supervisor::LaneSeed;
 use crate::app::engine::{self, Engine};
-use crate::base::config::Config;
+use crate::base::config::{Config, Speculative};
 use crate::sample::SamplingParams;
 use crate::sched::job::{CancelFlag, Job, Progress as JobProgress, RequestId, StopRules};
 use crate::sched::plan::StepPlan;
@@ -31,9 +31,11 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     if args.probe {
         return probe(&config, args.json);
     }
-    // What is measured apart must not share: no prefixes, and no prompts held back by streams.
+    // What is measured apart must not share: no prefixes, and no prompts held back by streams; and a step's tokens must
+    // not depend on what they are.
     let kv = crate::base::config::Kv { prefix_cache: false, ..config.kv };
-    let scheduler = crate::base::config::Scheduler { max_slowdown: 1e6, ..config.scheduler };
+    let scheduler =
+        crate::base::config::Scheduler { max_slowdown: 1e6, speculative: Speculative::Off, ..config.scheduler };
     let config = Config { kv, scheduler, ..config };
     let mut progress = Progress::new();
     let built = engine::build(&config, &mut |stage, done, total| progress.show(stage, done, total));

@@ -60,6 +60,7 @@ impl<O: Ops> ModelExecutor<O> {
                     format!("sequence {} has {end} positions; at most {max_positions} are possible", rows.seq.0);
                 return Err(ExecError::Failed(message));
             }
+            debug_assert!(rows.num_drafts == 0 || rows.samples.len() == 1 + rows.drafts().len());
             debug_assert!(rows.blocks.len() * BLOCK_TOKENS >= end, "sequence {}: table too short", rows.seq.0);
             debug_assert!(rows.blocks.iter().all(|block| (*block as usize) < self.info.num_blocks));
         }
@@ -124,9 +125,9 @@ fn fill(batch: &mut Batch, plan: &StepPlan) {
     }
 }
 
-/// The last row's where something is drawn, and those of all rows before it where their tokens are scored.
+/// The last row's where something is drawn, and those of rows before it whose next tokens are scored, or drafts.
 fn num_logit_rows(rows: &SeqRows) -> usize {
-    let before = if rows.prompt_logprobs.is_some() { rows.tokens.len() - 1 } else { 0 };
+    let before = if rows.prompt_logprobs.is_some() { rows.tokens.len() - 1 } else { rows.num_drafts as usize };
     before + usize::from(needs_last_row(rows))
 }
 
@@ -179,6 +180,10 @@ impl<'a> Draw<'a> {
         if !needs_last_row(rows) {
             return Ok(output);
         }
+        if rows.num_drafts > 0 {
+            self.draw_while_right(&mut output, scratch)?;
+            return Ok(output);
+        }
         let last = self.next()?;
         if let Some(prompt) = rows.prompt_logprobs
             && let Some(token) = prompt.next
@@ -187,6 +192,19 @@ impl<'a> Draw<'a> {
         }
         output.sampled.extend(rows.samples.iter().map(|spec| sample::sample(last, spec, scratch)));
         Ok(output)
+    }
+
+    /// Row by row, as far as the drafts are what is drawn.
+    fn draw_while_right(&mut self, output: &mut SeqOutput, scratch: &mut Scratch) -> Result<(), ExecError> {
+        for (i, spec) in self.rows.samples.iter().enumerate() {
+            let sampled = sample::sample(self.next()?, spec, scratch);
+            let is_right = self.rows.drafts().get(i) == Some(&sampled.token);
+            output.sampled.push(sampled);
+            if !is_right {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Logits that are not numbers mean broken weights or a broken kernel; a token drawn from them would hide it.

@@ -109,6 +109,15 @@ impl KvBlocks {
         Ok(())
     }
 
+    /// Gives back the blocks beyond what `num_tokens` tokens fill: places that were reserved in vain. They hold no computed
+    /// position, so nobody finds them.
+    pub fn shrink(&mut self, table: &mut BlockTable, num_tokens: usize) {
+        let kept = blocks_for(num_tokens.max(table.num_tokens));
+        for block in table.blocks.drain(kept.min(table.blocks.len())..).rev() {
+            self.pool.release(block);
+        }
+    }
+
     /// K and V of positions up to `num_tokens` have been computed; blocks that became full become findable.
     pub fn advance(&mut self, table: &mut BlockTable, num_tokens: usize, tokens: TokenParts<'_>) {
         assert!(

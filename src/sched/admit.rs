@@ -56,7 +56,7 @@ impl<S: Clone> Lane<S> {
         debug_assert!(copies.is_empty(), "a found prefix is made of full blocks");
         let queued_us = now.saturating_sub(job.arrived_at);
         let place = self.running.partition_point(|seq| seq.job.age() < job.age());
-        let seq = Sequence { id: self.next_seq_id(), job, table, queued_us, cached_tokens };
+        let seq = Sequence { id: self.next_seq_id(), job, table, queued_us, cached_tokens, drafter: None };
         self.running.insert(place, seq);
         Some(place)
     }

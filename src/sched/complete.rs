@@ -7,6 +7,7 @@ use super::lane::Lane;
 use super::plan::{SeqId, SeqOutput, SeqRows, StepOutput};
 use super::sequence::Sequence;
 use crate::kv::TokenParts;
+use crate::model::TokenId;
 use crate::sample::{Sampled, TokenLogprobs};
 
 /// What was drawn for one row, one for each branch.
@@ -26,6 +27,8 @@ pub(super) struct InFlightRow {
     end: usize,
     num_samples: usize,
     num_prompt_logprobs: usize,
+    /// The tokens of its last rows.
+    drafts: Vec<TokenId>,
 }
 
 impl InFlightRow {
@@ -39,16 +42,28 @@ impl InFlightRow {
             num_prompt_logprobs: rows
                 .prompt_logprobs
                 .map_or(0, |wanted| rows.tokens.len() - usize::from(wanted.next.is_none())),
+            drafts: rows.drafts().to_vec(),
         }
     }
 
+    /// Where its certain tokens end, and drafts begin.
+    fn certain_end(&self) -> usize {
+        self.end - self.drafts.len()
+    }
+
     fn is_decode(&self) -> bool {
-        self.end - self.start == 1 && self.num_samples > 0
+        self.certain_end() - self.start == 1 && self.num_samples > 0
+    }
+
+    /// Draws go on as long as they are the drafts.
+    fn num_draws(&self, sampled: &[Sampled]) -> usize {
+        let right = self.drafts.iter().zip(sampled).take_while(|(draft, sampled)| **draft == sampled.token).count();
+        self.num_samples - self.drafts.len() + right
     }
 
     fn is_answered_by(&self, output: &SeqOutput) -> bool {
         self.seq == output.seq
-            && self.num_samples == output.sampled.len()
+            && self.num_draws(&output.sampled) == output.sampled.len()
             && self.num_prompt_logprobs == output.prompt_logprobs.len()
     }
 }
@@ -67,8 +82,9 @@ impl<S: Clone> Lane<S> {
             return self.fail("the executor's output does not match its plan");
         }
         let decodes = flight.rows.iter().filter(|row| row.is_decode()).count();
+        let drafts = flight.rows.iter().map(|row| row.drafts.len()).sum();
         let prefills = flight.rows.iter().filter(|row| !row.is_decode()).map(|row| row.end - row.start).sum();
-        self.pace.learn(decodes, prefills, output.elapsed_us);
+        self.pace.learn(decodes, drafts, prefills, output.elapsed_us);
         self.forget_step();
         let mut forks = Vec::new();
         let mut next = 0;
@@ -102,7 +118,8 @@ impl<S: Clone> Lane<S> {
             } else if seq.job.progress.suspect_until.is_some() {
                 self.end(seq, &Finish::Failed(error.to_owned()));
             } else {
-                seq.job.progress.suspect_until = Some(row.end as u32);
+                seq.job.progress.suspect_until = Some(row.certain_end() as u32);
+                seq.job.progress.drafts_failed |= !row.drafts.is_empty();
                 self.requeue(seq);
             }
         }
@@ -143,11 +160,12 @@ impl<S: Clone> Lane<S> {
             seq.job.branches.clear();
             return;
         }
-        totals.prefill_tokens += (row.end - row.start - usize::from(seq.is_decoding())) as u64;
+        let end = row.certain_end();
+        totals.prefill_tokens += (end - row.start - usize::from(seq.is_decoding())) as u64;
         let Sequence { job, table, .. } = seq;
         let output_tokens = job.branches.first().map_or(&[][..], |branch| &branch.output);
-        kv.advance(table, row.end, TokenParts { prompt: &job.prompt, output: output_tokens });
-        job.progress.suspect_until.take_if(|until| row.end >= *until as usize);
+        kv.advance(table, end, TokenParts { prompt: &job.prompt, output: output_tokens });
+        job.progress.suspect_until.take_if(|until| end >= *until as usize);
         let mut events = std::mem::take(&mut self.events);
         seq.first_events(row, output.prompt_logprobs, &mut events);
         if row.num_samples == 0 && row.end == seq.num_tokens() {
@@ -156,7 +174,9 @@ impl<S: Clone> Lane<S> {
             seq.job.branches.clear();
         }
         let mut sampled = output.sampled;
-        if let ([_], 1) = (&*sampled, self.running[index].num_branches()) {
+        if !row.drafts.is_empty() {
+            self.draw_drafted(index, row, sampled, &mut events);
+        } else if let ([_], 1) = (&*sampled, self.running[index].num_branches()) {
             let only = sampled.pop().expect("one was drawn");
             self.draw_one(index, only, &mut events);
         } else {
@@ -164,6 +184,29 @@ impl<S: Clone> Lane<S> {
         }
         self.outbox.tell(&self.running[index].job, events.drain(..));
         self.events = events;
+    }
+
+    /// The draws of a decode with drafts, each as if it had had a step of its own: what comes after the end of the sequence
+    /// never was, and K and V that stand on a wrong guess are forgotten.
+    fn draw_drafted(&mut self, index: usize, row: &InFlightRow, sampled: Draws, events: &mut Vec<Event>) {
+        self.totals.drafts += 1;
+        self.totals.draft_tokens += row.drafts.len() as u64;
+        for (i, sampled) in sampled.into_iter().enumerate() {
+            let seq = &mut self.running[index];
+            if seq.job.branches.is_empty() {
+                break;
+            }
+            if i > 0 {
+                self.totals.accepted_drafts += 1;
+                let Sequence { job, table, .. } = seq;
+                let tokens = TokenParts { prompt: &job.prompt, output: &job.branches[0].output };
+                self.kv.advance(table, row.certain_end() + i, tokens);
+            }
+            self.draw_one(index, sampled, events);
+        }
+        let seq = &mut self.running[index];
+        let num_tokens = seq.num_tokens();
+        self.kv.shrink(&mut seq.table, num_tokens);
     }
 
     /// One token for the only branch, which is what nearly every row brings: nothing moves.
@@ -225,7 +268,8 @@ impl<S: Clone> Lane<S> {
             let id = self.next_seq_id();
             let seq = &self.running[index];
             let job = Job { branches: vec![branch], ..seq.job.clone() };
-            forks.push(Sequence { id, job, table: self.kv.fork(&seq.table), queued_us: 0, cached_tokens: 0 });
+            let table = self.kv.fork(&seq.table);
+            forks.push(Sequence { id, job, table, queued_us: 0, cached_tokens: 0, drafter: None });
         }
         self.running[index].job.branches.extend(first);
     }

@@ -1,5 +1,6 @@
 //! The limits of a lane, checked once.
 
+use super::draft::MAX_NGRAM;
 use crate::kv::BLOCK_TOKENS;
 
 /// Limits of one lane. Blocks are [`BLOCK_TOKENS`] tokens each.
@@ -18,6 +19,20 @@ pub struct LaneConfig {
     /// Longest sequence, prompt and output.
     pub max_model_len: usize,
     pub prefix_cache: bool,
+    /// None: no drafts.
+    pub speculation: Option<Speculation>,
+}
+
+/// Drafts of tokens by prompt lookup, which are computed ahead beside the token that is certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speculation {
+    /// Drafts of one sequence in one step, at most.
+    pub max_drafts: usize,
+    /// Tokens that must have stood before in the same order: so many are looked for at least, and at most.
+    pub min_ngram: usize,
+    pub max_ngram: usize,
+    /// Also where they are not expected to pay.
+    pub always: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +41,10 @@ pub enum LaneConfigError {
     Zero { name: &'static str },
     #[error("{num_blocks} KV blocks are more than block numbers can count; use at most {}", u32::MAX / BLOCK_TOKENS as u32)]
     TooManyBlocks { num_blocks: usize },
+    #[error(
+        "n-grams of {min} to {max} tokens cannot be looked up; use 1 to {MAX_NGRAM}, and no more at least than at most"
+    )]
+    Ngrams { min: usize, max: usize },
     #[error(
         "max_batch_tokens is {max_batch_tokens} but max_running is {max_running}, and each running sequence needs a \
          row in every step; raise the first or lower the second"
@@ -63,6 +82,11 @@ impl LaneConfig {
         let &Self { max_batch_tokens, max_running, .. } = self;
         if max_batch_tokens < max_running {
             return Err(LaneConfigError::TooFewRows { max_batch_tokens, max_running });
+        }
+        if let Some(Speculation { min_ngram: min, max_ngram: max, .. }) = self.speculation
+            && (min == 0 || min > max || max > MAX_NGRAM)
+        {
+            return Err(LaneConfigError::Ngrams { min, max });
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Forming a step: running decodes first, one row each; then chunks of prompts already begun; then new jobs. All in
-//! order of age, within one token budget.
+//! Forming a step: running decodes first, one row each, and drafts where they pay; then chunks of prompts already begun;
+//! then new jobs. All in order of age, within one token budget, of which drafts leave every decode its row and prompts
+//! their minimum.
 //!
 //! When a decode needs a block and there is none, the youngest running sequence gives up its own. It may be the one
 //! that asks, but never the oldest while another runs.
@@ -9,6 +10,7 @@ use super::job::Micros;
 use super::lane::Lane;
 use super::plan::StepPlan;
 use crate::kv::blocks_for;
+use crate::model::TokenId;
 
 /// A step in the making.
 struct Forming {
@@ -28,7 +30,8 @@ impl<S: Clone> Lane<S> {
             self.add_decodes(&mut step);
             let decodes = step.plan.rows.len();
             if decodes > 0 {
-                step.budget = step.budget.min(self.pace.prefill_rows(decodes, self.config.max_slowdown));
+                let drafts = step.plan.num_tokens() - decodes;
+                step.budget = step.budget.min(self.pace.prefill_rows(decodes, drafts, self.config.max_slowdown));
             }
             self.add_prefills(&mut step);
             self.add_admissions(now, &mut step);
@@ -53,15 +56,19 @@ impl<S: Clone> Lane<S> {
 
     fn add_decodes(&mut self, step: &mut Forming) {
         let mut index = 0;
+        let mut stake = self.stake(step.budget);
+        let mut drafts = std::mem::take(&mut self.drafts);
         while index < self.running.len() && step.budget > 0 {
             if self.running[index].is_decoding() {
                 if !self.make_room(index, step) {
                     break;
                 }
-                self.add_rows(index, 1, step);
+                self.draft(index, &mut stake, &mut drafts);
+                self.add_rows(index, 1, &drafts, step);
             }
             index += 1;
         }
+        self.drafts = drafts;
     }
 
     fn add_prefills(&mut self, step: &mut Forming) {
@@ -109,24 +116,27 @@ impl<S: Clone> Lane<S> {
 
     fn add_chunk(&mut self, index: usize, step: &mut Forming) {
         let pending = self.running[index].num_pending();
-        self.add_rows(index, pending.min(self.config.max_chunk_tokens).min(step.budget), step);
+        self.add_rows(index, pending.min(self.config.max_chunk_tokens).min(step.budget), &[], step);
     }
 
-    fn add_rows(&mut self, index: usize, num_rows: usize, step: &mut Forming) {
+    fn add_rows(&mut self, index: usize, num_certain: usize, drafts: &[TokenId], step: &mut Forming) {
         let seq = &self.running[index];
         let (tokens, start) = (seq.tokens(), seq.table.num_tokens());
-        let end = start + num_rows;
+        let end = start + num_certain;
         let mut rows = self.spare_rows.pop().unwrap_or_default();
         rows.seq = seq.id;
         rows.start = start as u32;
         rows.tokens.clear();
         rows.tokens.extend((start..end).filter_map(|position| tokens.get(position)));
+        rows.tokens.extend_from_slice(drafts);
+        rows.num_drafts = drafts.len() as u32;
         rows.blocks.clear();
-        rows.blocks.extend_from_slice(&seq.table.blocks()[..blocks_for(end)]);
+        rows.blocks.extend_from_slice(&seq.table.blocks()[..blocks_for(end + drafts.len())]);
         seq.samples(end, &self.no_tokens, &mut rows.samples);
+        seq.draft_samples(drafts, &self.no_tokens, &mut rows.samples);
         rows.prompt_logprobs = seq.prompt_logprobs(end);
         step.in_flight.push(InFlightRow::new(&rows));
         step.plan.rows.push(rows);
-        step.budget -= num_rows;
+        step.budget -= num_certain + drafts.len();
     }
 }

@@ -104,6 +104,8 @@ pub struct Progress {
     /// A step failed that would have brought it to this many tokens: until it has got there in a step of its own it
     /// is suspected of being the cause.
     pub suspect_until: Option<u32>,
+    /// A step failed in which it had drafts: they may be the cause, so it has none from now on.
+    pub drafts_failed: bool,
     /// Thefts since it came or last left a device.
     pub num_moves: u8,
 }

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use super::admit::Blocked;
 use super::complete::InFlight;
 use super::config::{DoesNotFit, LaneConfig, LaneConfigError};
+use super::draft::Rates;
 use super::job::{Delivery, Event, Finish, Job, Micros, RequestId};
 use super::pace::Pace;
 use super::plan::{SeqId, SeqRows, StepPlan};
 use super::queue::{Outbox, Queue};
 use super::sequence::{Sequence, finished};
 use super::window::Window;
-use crate::kv::{BlockCounts, BlockId, KvBlocks, TokenParts};
+use crate::kv::{BlockCounts, BlockId, KvBlocks, TokenParts, blocks_for};
 use crate::model::TokenId;
 
 #[derive(Debug)]
@@ -35,10 +36,13 @@ pub struct Lane<S> {
     pub(super) no_tokens: Arc<[TokenId]>,
     pub(super) blocked: Option<Blocked>,
     pub(super) pace: Pace,
+    /// How often drafts came true.
+    pub(super) rates: Rates,
     pub(super) totals: Totals,
-    /// Buffers that are filled anew for each row: events of one sequence, and rows of plans that came back.
+    /// Buffers that are filled anew for each row: events and drafts of one sequence, and rows of plans that came back.
     pub(super) events: Vec<Event>,
     pub(super) spare_rows: Vec<SeqRows>,
+    pub(super) drafts: Vec<TokenId>,
     next_seq: u64,
 }
 
@@ -61,6 +65,9 @@ pub(super) struct Totals {
     pub failed_steps: u64,
     pub prefill_tokens: u64,
     pub output_tokens: u64,
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub accepted_drafts: u64,
 }
 
 /// A lane at a glance.
@@ -84,6 +91,10 @@ pub struct LaneStats {
     /// Rows computed for prompts (and for recomputed output), and tokens drawn.
     pub prefill_tokens: u64,
     pub output_tokens: u64,
+    /// Times that a sequence had drafts, tokens in them, and those of them that were drawn.
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub accepted_drafts: u64,
     pub step_in_flight: bool,
 }
 
@@ -101,9 +112,11 @@ impl<S: Clone> Lane<S> {
             no_tokens: Arc::from([]),
             blocked: None,
             pace: Pace::default(),
+            rates: Rates::default(),
             totals: Totals::default(),
             events: Vec::new(),
             spare_rows: Vec::new(),
+            drafts: Vec::new(),
             next_seq: 0,
         })
     }
@@ -215,21 +228,23 @@ impl<S: Clone> Lane<S> {
     }
 
     pub fn stats(&self) -> LaneStats {
-        let Totals { prefix_queries, prefix_hits, preemptions, steps, failed_steps, prefill_tokens, output_tokens } =
-            self.totals;
+        let totals = self.totals;
         LaneStats {
             waiting_jobs: self.waiting.num_jobs(),
             waiting_tokens: self.waiting.num_tokens(),
             running: self.running.len(),
             prefilling: self.running.iter().filter(|seq| !seq.is_decoding()).count(),
             blocks: self.kv.counts(),
-            prefix_queries,
-            prefix_hits,
-            preemptions,
-            steps,
-            failed_steps,
-            prefill_tokens,
-            output_tokens,
+            prefix_queries: totals.prefix_queries,
+            prefix_hits: totals.prefix_hits,
+            preemptions: totals.preemptions,
+            steps: totals.steps,
+            failed_steps: totals.failed_steps,
+            prefill_tokens: totals.prefill_tokens,
+            output_tokens: totals.output_tokens,
+            drafts: totals.drafts,
+            draft_tokens: totals.draft_tokens,
+            accepted_drafts: totals.accepted_drafts,
             step_in_flight: self.in_flight.is_some(),
         }
     }
@@ -247,6 +262,12 @@ impl<S: Clone> Lane<S> {
         }
         if let Some(seq) = self.running.iter().find(|seq| seq.table.num_tokens() >= seq.num_tokens()) {
             return Err(format!("sequence {} has nothing left to compute but runs", seq.id.0));
+        }
+        let has_spare = |seq: &&Sequence<S>| seq.table.blocks().len() > blocks_for(seq.num_tokens());
+        if self.in_flight.is_none()
+            && let Some(seq) = self.running.iter().find(has_spare)
+        {
+            return Err(format!("sequence {} holds more blocks than its tokens fill", seq.id.0));
         }
         if self.in_flight.is_none() && !self.pinned.is_empty() {
             return Err(format!("{} blocks are pinned but no step is in flight", self.pinned.len()));

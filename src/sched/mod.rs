@@ -4,6 +4,7 @@ mod admit;
 pub mod affinity;
 mod complete;
 mod config;
+mod draft;
 mod form;
 pub mod job;
 mod lane;
@@ -12,13 +13,14 @@ mod place;
 pub mod plan;
 mod queue;
 mod sequence;
+mod speculate;
 mod steal;
 mod window;
 
 #[cfg(test)]
 mod tests;
 
-pub use config::{DoesNotFit, LaneConfig, LaneConfigError};
+pub use config::{DoesNotFit, LaneConfig, LaneConfigError, Speculation};
 pub use lane::{Lane, LaneStats, Planned};
 pub use place::{LaneLoad, place};
 pub use steal::{IdleLanes, Inbox, MAX_MOVES, MAX_STOLEN, StealWindow, Stock, Take, VictimOrder, search};

@@ -28,9 +28,13 @@ pub struct SeqRows {
     /// Position of `tokens[0]`.
     pub start: u32,
     pub tokens: Vec<TokenId>,
+    /// How many of `tokens`, the last ones, are drafts: guesses at what will be drawn. Only a decode of one choice has any.
+    pub num_drafts: u32,
     /// Block table covering positions `0..start + tokens.len()`.
     pub blocks: Vec<u32>,
     /// Drawn from the last row's logits: none while a prompt is unfinished, one for decode, `n` when a prompt of `n` choices ends.
+    /// With drafts, one for each of the last `1 + num_drafts` rows in their order, up to the first draw that is not the
+    /// token of the next row: from there on the rows stand on a wrong guess and are not drawn from.
     pub samples: Vec<SampleSpec>,
     /// Log-probabilities of the prompt: for each row whose *next* token is known (`tokens[1..]`, and `next` for the
     /// last row), the log-probability of that next token, with this many alternatives.
@@ -50,6 +54,12 @@ impl StepPlan {
     }
 }
 
+impl SeqRows {
+    pub fn drafts(&self) -> &[TokenId] {
+        &self.tokens[self.tokens.len() - self.num_drafts as usize..]
+    }
+}
+
 /// What a step produced, in the order of [`StepPlan::rows`].
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
@@ -61,7 +71,7 @@ pub struct StepOutput {
 #[derive(Debug, Clone)]
 pub struct SeqOutput {
     pub seq: SeqId,
-    /// One for each of [`SeqRows::samples`].
+    /// One for each of [`SeqRows::samples`]; with drafts for those that were reached, one at least.
     pub sampled: SmallVec<[Sampled; 1]>,
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }

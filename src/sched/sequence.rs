@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::draft::Drafter;
 use super::job::{Branch, Event, Finish, Job};
 use super::plan::{PromptLogprobs, SeqId};
 use crate::kv::{BlockTable, TokenParts};
@@ -18,6 +19,8 @@ pub(super) struct Sequence<S> {
     /// Reported once, with the first step that succeeds.
     pub queued_us: u64,
     pub cached_tokens: u32,
+    /// Made with the first step that could have drafts.
+    pub drafter: Option<Box<Drafter>>,
 }
 
 impl<S> Sequence<S> {
@@ -61,9 +64,23 @@ impl<S> Sequence<S> {
         draws.extend(branches[draws.len()..].iter().map(|branch| self.sample(branch, no_tokens)));
     }
 
+    /// Adds the draws of the rows of `drafts`, each as it will be if all drafts up to its row are drawn.
+    pub fn draft_samples(&self, drafts: &[TokenId], no_tokens: &Arc<[TokenId]>, draws: &mut Vec<SampleSpec>) {
+        let Some(branch) = self.job.branches.first() else { return };
+        for num in 1..=drafts.len() {
+            let mut draw = self.sample(branch, no_tokens);
+            draw.index += num as u32;
+            draw.banned = self.banned(draw.index, no_tokens).clone();
+            if let Some(history) = &mut draw.history {
+                history.output.extend_from_slice(&drafts[..num]);
+            }
+            draws.push(draw);
+        }
+    }
+
     /// As [`Sequence::sample`]; counting references anew in every step would cost more than all the rest.
     fn renew(&self, draw: &mut SampleSpec, branch: &Branch, no_tokens: &Arc<[TokenId]>) {
-        let banned = self.banned(branch, no_tokens);
+        let banned = self.banned(branch.output.len() as u32, no_tokens);
         if !Arc::ptr_eq(&draw.params, &self.job.params) || self.job.params.needs_history() {
             *draw = self.sample(branch, no_tokens);
             return;
@@ -75,9 +92,8 @@ impl<S> Sequence<S> {
     }
 
     /// Stop tokens, among the first `min_tokens`.
-    fn banned<'a>(&'a self, branch: &Branch, no_tokens: &'a Arc<[TokenId]>) -> &'a Arc<[TokenId]> {
-        let is_early = branch.output.len() < self.job.stop.min_tokens as usize;
-        if is_early { &self.job.stop.stop_tokens } else { no_tokens }
+    fn banned<'a>(&'a self, index: u32, no_tokens: &'a Arc<[TokenId]>) -> &'a Arc<[TokenId]> {
+        if index < self.job.stop.min_tokens { &self.job.stop.stop_tokens } else { no_tokens }
     }
 
     fn sample(&self, branch: &Branch, no_tokens: &Arc<[TokenId]>) -> SampleSpec {
@@ -89,8 +105,14 @@ impl<S> Sequence<S> {
             history: params
                 .needs_history()
                 .then(|| History { prompt: self.job.prompt.clone(), output: branch.output.clone() }),
-            banned: self.banned(branch, no_tokens).clone(),
+            banned: self.banned(branch.output.len() as u32, no_tokens).clone(),
         }
+    }
+
+    /// Tokens that may still be drawn after the next one.
+    pub fn max_drafts(&self, max_sequence_tokens: usize) -> usize {
+        let output = (self.job.stop.max_tokens as usize).saturating_sub(self.output().len());
+        output.min(max_sequence_tokens.saturating_sub(self.num_tokens())).saturating_sub(1)
     }
 
     /// What a chunk that ends at `end` tokens must report about the prompt.

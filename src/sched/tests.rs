@@ -10,7 +10,7 @@ use crate::kv::BLOCK_TOKENS;
 use crate::model::TokenId;
 use crate::sample::{Sampled, SamplingParams, TokenLogprobs};
 
-const CONFIG: LaneConfig = LaneConfig {
+pub(super) const CONFIG: LaneConfig = LaneConfig {
     num_blocks: 16,
     max_batch_tokens: 64,
     max_chunk_tokens: 32,
@@ -18,26 +18,27 @@ const CONFIG: LaneConfig = LaneConfig {
     max_running: 4,
     max_model_len: 200,
     prefix_cache: true,
+    speculation: None,
 };
 
-struct Bench {
-    lane: Lane<u64>,
+pub(super) struct Bench {
+    pub lane: Lane<u64>,
     window: FifoWindow<u64>,
 }
 
 impl Bench {
-    fn new(config: LaneConfig) -> Self {
+    pub fn new(config: LaneConfig) -> Self {
         Self { lane: Lane::new(config).unwrap(), window: FifoWindow::new(16) }
     }
 
-    fn plan(&mut self, now: u64) -> (Option<StepPlan>, Vec<Delivery<u64>>) {
+    pub fn plan(&mut self, now: u64) -> (Option<StepPlan>, Vec<Delivery<u64>>) {
         let Planned { plan, deliveries } = self.lane.plan(now, &mut self.window);
         self.lane.check().unwrap();
         (plan, deliveries)
     }
 
     /// Plans and completes a step in which every draw gives `token`.
-    fn step(&mut self, token: TokenId) -> (StepPlan, Vec<Event>) {
+    pub fn step(&mut self, token: TokenId) -> (StepPlan, Vec<Event>) {
         let plan = self.plan(1000).0.expect("something to compute");
         let deliveries = self.lane.complete(answer(&plan, token));
         self.lane.check().unwrap();
@@ -78,7 +79,7 @@ fn lens(plan: &StepPlan) -> Vec<usize> {
     plan.rows.iter().map(|rows| rows.tokens.len()).collect()
 }
 
-fn finishes(events: &[Event]) -> Vec<(u32, Finish)> {
+pub(super) fn finishes(events: &[Event]) -> Vec<(u32, Finish)> {
     let finish = |event: &Event| match event {
         Event::Finished { choice, finish } => Some((*choice, finish.clone())),
         _ => None,
@@ -304,6 +305,10 @@ fn limits_that_cannot_work_are_refused_by_name() {
     let error = |config: LaneConfig| Lane::<u64>::new(config).unwrap_err();
     assert_eq!(error(LaneConfig { num_blocks: 0, ..CONFIG }), LaneConfigError::Zero { name: "num_blocks" });
     assert!(matches!(error(LaneConfig { max_batch_tokens: 3, ..CONFIG }), LaneConfigError::TooFewRows { .. }));
+    for (min_ngram, max_ngram) in [(0, 3), (4, 3), (2, 9)] {
+        let speculation = Some(Speculation { max_drafts: 4, min_ngram, max_ngram, always: false });
+        assert!(matches!(error(LaneConfig { speculation, ..CONFIG }), LaneConfigError::Ngrams { .. }));
+    }
     assert_eq!(CONFIG.fits(199, 1, 4), Ok(()));
     assert_eq!(CONFIG.fits(200, 9, 1), Err(DoesNotFit::TooLong { needed: 201, limit: 200 }));
     assert_eq!(CONFIG.fits(9, 9, 5), Err(DoesNotFit::TooManyChoices { num_choices: 5, max_running: 4 }));

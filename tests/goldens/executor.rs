@@ -38,6 +38,7 @@ fn rows(seq: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> SeqRows {
         seq: SeqId(seq),
         start,
         tokens: tokens.to_vec(),
+        num_drafts: 0,
         blocks: blocks.to_vec(),
         samples: Vec::new(),
         prompt_logprobs: None,

@@ -62,6 +62,17 @@ pub fn talkers(model: &Model, seed: u64, num: usize) -> Vec<Request> {
     requests(model, seed, num).into_iter().map(Request::talkative).collect()
 }
 
+/// Talkers that like two tokens of their own better than all others: much of what they say has been said before.
+pub fn parrots(model: &Model, seed: u64, num: usize) -> Vec<Request> {
+    let mut random = Random::new(!seed);
+    let mut parrot = |request: Request| {
+        let mut params = (*request.params).clone();
+        params.logit_bias = (0..2).map(|_| (random.within(0..model.vocab_size()) as TokenId, 12.0)).collect();
+        Request { params: Arc::new(params), ..request }
+    };
+    talkers(model, seed, num).into_iter().map(&mut parrot).collect()
+}
+
 /// `num` requests, the same for the same seed.
 pub fn requests(model: &Model, seed: u64, num: usize) -> Vec<Request> {
     let mut random = Random::new(seed);

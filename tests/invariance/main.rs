@@ -1,7 +1,7 @@
 //! Batch invariance, proved on the real executor: what a request gets does not depend on what happens around it.
 //!
 //! A crowd of 32 random requests ([`crowd`]) is answered twice: each request alone, whole, on one thread and without a
-//! prefix cache; and all of them in a [`situation`] that cuts, mixes, preempts, forks, fails and moves them. Tokens and
+//! prefix cache; and all of them in a [`situation`] that cuts, mixes, preempts, forks, drafts, fails and moves them. Tokens and
 //! the bits of every log-probability, the prompt's too, must be the same. Nothing here allows a tolerance.
 //!
 //! The named situations say what breaks when one thing is wrong; the mixes cross everything, at each instruction set
@@ -22,7 +22,7 @@ use garrick::model::ops::KvDtype;
 use crowd::{CROWD, Request};
 use model::Model;
 use run::{Answer, Witnessed};
-use situation::{NAMED, Named, SHORT_OF_BLOCKS, Situation};
+use situation::{DRAFTED, NAMED, Named, SHORT_OF_BLOCKS, Situation};
 
 /// Mixes of each device and model.
 const NUM_MIXES: u64 = 1;
@@ -99,7 +99,11 @@ fn mixed_on(name: &str, models: impl Iterator<Item = Model>, dtypes: &[KvDtype])
             for (i, &dtype) in dtypes.iter().enumerate() {
                 // Another crowd for each dtype; the name takes part so that each model meets situations of its own.
                 let own = seed << 16 | (name.len() << 1 | i) as u64;
-                let make = if own.is_multiple_of(3) { crowd::talkers } else { crowd::requests };
+                let make = match own {
+                    _ if own.is_multiple_of(3) => crowd::talkers,
+                    _ if own % 4 == 3 => crowd::parrots,
+                    _ => crowd::requests,
+                };
                 let alone = Alone::new(&model, dtype, make(&model, own, crowd));
                 match alone.compare(&model, &Situation::random(own, crowd)) {
                     Ok(witnessed) => seen += witnessed,
@@ -129,6 +133,11 @@ macro_rules! invariance {
             #[test]
             fn short_of_blocks() {
                 super::named($name, crowd::talkers, &SHORT_OF_BLOCKS);
+            }
+
+            #[test]
+            fn drafted() {
+                super::named($name, crowd::parrots, &DRAFTED);
             }
 
             #[test]

@@ -125,6 +125,9 @@ pub struct Witnessed {
     pub passed_on: u64,
     pub passed_on_begun: u64,
     pub left: u64,
+    /// Drafts that were drawn, and others.
+    pub accepted: u64,
+    pub rejected: u64,
 }
 
 impl AddAssign for Witnessed {
@@ -139,6 +142,8 @@ impl AddAssign for Witnessed {
         self.passed_on += other.passed_on;
         self.passed_on_begun += other.passed_on_begun;
         self.left += other.left;
+        self.accepted += other.accepted;
+        self.rejected += other.rejected;
     }
 }
 
@@ -239,6 +244,8 @@ pub fn together(
         assert_eq!((stats.blocks.held, stats.running, stats.waiting_jobs), (0, 0, 0), "something is left in a lane");
         run.seen.preemptions += stats.preemptions;
         run.seen.prefix_hits += stats.prefix_hits;
+        run.seen.accepted += stats.accepted_drafts;
+        run.seen.rejected += stats.draft_tokens - stats.accepted_drafts;
     }
     (run.answers, run.seen)
 }

@@ -1,7 +1,7 @@
 //! What happens around a request: everything that must not matter.
 
 use garrick::kv::BLOCK_TOKENS;
-use garrick::sched::LaneConfig;
+use garrick::sched::{LaneConfig, Speculation};
 
 use crate::crowd::{CROWD, MAX_TOKENS};
 use crate::random::Random;
@@ -29,6 +29,8 @@ pub struct Situation {
     pub leaves: Vec<Option<u64>>,
     /// Every so many steps one is lost after it was computed.
     pub lost_steps: Option<u64>,
+    /// Tokens are guessed and computed ahead.
+    pub speculation: Option<Speculation>,
     /// Times that the crowd comes: the second time it finds its own prefixes.
     pub visits: usize,
     /// For what lanes pass on to each other.
@@ -48,6 +50,7 @@ impl Situation {
             arrivals: vec![0; num_requests],
             leaves: vec![None; num_requests],
             lost_steps: None,
+            speculation: None,
             visits: 1,
             seed: 0,
         }
@@ -72,6 +75,7 @@ impl Situation {
             lost_steps: random.once_in(4).then(|| random.within(15..60) as u64),
             visits: random.pick(&[1, 1, 2]),
             seed: random.next(),
+            speculation: random.once_in(2).then(|| guesses(random.pick(&[1, 4, 20]))),
         }
     }
 
@@ -84,8 +88,14 @@ impl Situation {
             max_running: self.max_running,
             max_model_len,
             prefix_cache: self.prefix_cache,
+            speculation: self.speculation,
         }
     }
+}
+
+/// Drafts wherever a single token stood before: most are wrong, and whoever repeats itself gets them all right.
+fn guesses(max_drafts: usize) -> Speculation {
+    Speculation { max_drafts, min_ngram: 1, max_ngram: 3, always: true }
 }
 
 /// What it is called, how to make it, and whether what it is called happened.
@@ -119,6 +129,21 @@ pub const SHORT_OF_BLOCKS: [Named; 3] = [
     ("preempted, and resumed by another lane", moved, |seen| seen.preemptions > 5 && seen.passed_on_begun > 1),
 ];
 
+/// For a crowd of parrots.
+pub const DRAFTED: [Named; 3] = [
+    ("with drafts", guessing, |seen| seen.accepted > 200 && seen.rejected > 200),
+    (
+        "with drafts, preempted, and resumed after its own prefix",
+        || Situation { num_blocks: 40, prefix_cache: true, visits: 2, ..guessing() },
+        |seen| seen.preemptions > 5 && seen.prefix_hits > 0 && seen.accepted > 200 && seen.rejected > 200,
+    ),
+    (
+        "with drafts, after lost steps",
+        || Situation { lost_steps: Some(20), ..guessing() },
+        |seen| seen.lost_steps > 0 && seen.accepted > 20,
+    ),
+];
+
 fn calm() -> Situation {
     Situation::calm(CROWD)
 }
@@ -130,6 +155,10 @@ fn chunked(max_chunk_tokens: usize, max_batch_tokens: usize) -> Situation {
 /// The second time each prompt is there but for its end.
 fn cached() -> Situation {
     Situation { prefix_cache: true, visits: 2, ..calm() }
+}
+
+fn guessing() -> Situation {
+    Situation { speculation: Some(guesses(8)), ..calm() }
 }
 
 fn reversed() -> Situation {

@@ -29,6 +29,7 @@ mod readiness;
 mod sampling;
 mod sdk;
 mod slow;
+mod speculation;
 mod storm;
 mod telemetry;
 mod text;

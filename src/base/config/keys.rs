@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults, Weights};
+use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults, Speculative, Weights};
 use super::value::{Allowed, Value};
 
 /// One key.
@@ -60,6 +60,12 @@ pub const KEYS: &[Key] = &[
     key("scheduler.max_slowdown", |c, v| put(&mut c.scheduler.max_slowdown, v.number(1.0, 1e6))),
     key("scheduler.max_running", |c, v| put(&mut c.scheduler.max_running, v.int(1..=4096))),
     key("scheduler.steal_window", |c, v| put(&mut c.scheduler.steal_window, v.int(0..=1024))),
+    key("scheduler.speculative", |c, v| put(&mut c.scheduler.speculative, v.word(&[
+        ("auto", Speculative::Auto), ("always", Speculative::Always), ("off", Speculative::Off),
+    ]))),
+    key("scheduler.num_speculative_tokens", |c, v| put(&mut c.scheduler.num_speculative_tokens, v.int(1..=64))),
+    key("scheduler.prompt_lookup_min", |c, v| put(&mut c.scheduler.prompt_lookup_min, v.int(1..=8))),
+    key("scheduler.prompt_lookup_max", |c, v| put(&mut c.scheduler.prompt_lookup_max, v.int(1..=8))),
     key("admission.max_requests", |c, v| put(&mut c.admission.max_requests, v.int(1..=100_000))),
     key("admission.max_waiting_tokens", |c, v| put(&mut c.admission.max_waiting_tokens, v.int(1..=1 << 40))),
     key("admission.default_timeout_ms", |c, v| put(&mut c.admission.default_timeout_ms, opt_int(v, 1..=MAX_TIMEOUT_MS))),

@@ -210,6 +210,11 @@ fn check_pairs(c: &Config, origins: &HashMap<&'static str, Origin>, problems: &m
         ("scheduler.max_batch_tokens", c.scheduler.max_batch_tokens as u64),
         "each running sequence takes a token of every step",
     );
+    at_most(
+        ("scheduler.prompt_lookup_min", c.scheduler.prompt_lookup_min as u64),
+        ("scheduler.prompt_lookup_max", c.scheduler.prompt_lookup_max as u64),
+        "longer matches are looked for first",
+    );
     if let Some(default) = c.admission.default_timeout_ms {
         at_most(
             ("admission.default_timeout_ms", default),

@@ -19,5 +19,5 @@ pub use keys::MAX_QUOTA;
 pub use load::{ConfigError, Flag, load};
 pub use sections::{
     Admission, Auth, Compute, Config, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults, Scheduler,
-    Server, Store, Telemetry, Weights,
+    Server, Speculative, Store, Telemetry, Weights,
 };

@@ -220,11 +220,36 @@ pub struct Scheduler {
     pub max_running: usize,
     /// Waiting jobs that a lane shows to the others, for those with room to take. 0: none are taken.
     pub steal_window: usize,
+    pub speculative: Speculative,
+    /// Tokens drafted for one sequence in one step, at most.
+    pub num_speculative_tokens: usize,
+    /// Tokens that must have stood before in the same order: so many at least, the most looked for first.
+    pub prompt_lookup_min: usize,
+    pub prompt_lookup_max: usize,
+}
+
+/// When tokens are drafted by prompt lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculative {
+    /// Where it pays by what was measured.
+    Auto,
+    Always,
+    Off,
 }
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { max_batch_tokens: 512, max_slowdown: 2.0, max_running: 64, steal_window: 64 }
+        Self {
+            max_batch_tokens: 512,
+            max_slowdown: 2.0,
+            max_running: 64,
+            steal_window: 64,
+            speculative: Speculative::Auto,
+            num_speculative_tokens: 8,
+            prompt_lookup_min: 2,
+            prompt_lookup_max: 4,
+        }
     }
 }
 

@@ -90,6 +90,9 @@ pub struct LaneMetrics {
     pub step_tokens: Histogram,
     pub step_sequences: Histogram,
     pub preemptions: Counter,
+    pub drafts: Counter,
+    pub draft_tokens: Counter,
+    pub accepted_draft_tokens: Counter,
     pub steals: Counter,
 }
 
@@ -210,6 +213,9 @@ impl Metrics {
             step_tokens: histogram(&table::STEP_ROWS),
             step_sequences: histogram(&table::STEP_SEQUENCES),
             preemptions: counter(&table::PREEMPTIONS),
+            drafts: counter(&table::DRAFTS),
+            draft_tokens: counter(&table::DRAFT_TOKENS),
+            accepted_draft_tokens: counter(&table::ACCEPTED_DRAFT_TOKENS),
             steals: counter(&table::STEALS),
         }
     }

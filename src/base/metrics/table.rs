@@ -115,6 +115,9 @@ table! {
     STEP_SEQUENCES Histogram(SEQUENCES), "garrick_step_sequences", ["lane"], "Sequences in one step: the batch.";
     STEP_AGE Gauge, "garrick_step_age_seconds", ["lane"], "How long the step in flight has been running; 0 between steps.";
     PREEMPTIONS Counter, "garrick_preemptions_total", ["lane"], "Sequences put back to wait because KV blocks ran out.";
+    DRAFTS Counter, "garrick_drafts_total", ["lane"], "Times that a sequence's next tokens were guessed and computed ahead (scheduler.speculative).";
+    DRAFT_TOKENS Counter, "garrick_draft_tokens_total", ["lane"], "Tokens guessed.";
+    ACCEPTED_DRAFT_TOKENS Counter, "garrick_accepted_draft_tokens_total", ["lane"], "Of those, tokens that were then drawn: each saved a sequence a step.";
     STEALS Counter, "garrick_steals_total", ["lane"], "Waiting jobs that a lane took from another.";
     LANE_READY Gauge, "garrick_lane_ready", ["lane"], "Whether a lane answers, has its executor and makes progress: 1 or 0.";
     PANICS Counter, "garrick_panics_total", [], "Panics, wherever they were caught: each is a defect, and in the log.";

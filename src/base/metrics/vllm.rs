@@ -70,6 +70,9 @@ aliases! {
     "vllm:prefix_cache_queries_total" = Sum(&t::PREFIX_QUERIES), Counter, [], "Tokens looked up in the prefix cache.";
     "vllm:prefix_cache_hits_total" = Sum(&t::PREFIX_HITS), Counter, [], "Tokens found there.";
     "vllm:num_preemptions_total" = Sum(&t::PREEMPTIONS), Counter, [], "Sequences put back to wait.";
+    "vllm:spec_decode_num_drafts_total" = Sum(&t::DRAFTS), Counter, [], "Times that tokens were guessed.";
+    "vllm:spec_decode_num_draft_tokens_total" = Sum(&t::DRAFT_TOKENS), Counter, [], "Tokens guessed.";
+    "vllm:spec_decode_num_accepted_tokens_total" = Sum(&t::ACCEPTED_DRAFT_TOKENS), Counter, [], "Of those, tokens that were right.";
     "vllm:prompt_tokens_total" = Sum(&t::PROMPT_TOKENS), Counter, [], "Prompt tokens of accepted requests.";
     "vllm:prompt_tokens_cached_total" = Sum(&t::CACHED_PROMPT_TOKENS), Counter, [], "Of those, tokens that were cached.";
     "vllm:generation_tokens_total" = Sum(&t::GENERATED_TOKENS), Counter, [], "Tokens generated.";

@@ -1,5 +1,6 @@
 //! Tokens and log-probabilities out of hashes.
 
+use super::FakeSpec;
 use super::text::first_word;
 use crate::model::TokenId;
 use crate::sample::{SampleSpec, Sampled, TokenLogprobs};
@@ -35,11 +36,17 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
+/// One token in so many does not follow the period, if there is one.
+const DEVIATIONS: u64 = 16;
+
 /// The token after `past`. Greedy requests get the same token whatever their seed and choice, as from a model.
-pub(super) fn sample(past: Past, spec: &SampleSpec, vocab: u32) -> Sampled {
-    let params = &spec.params;
+pub(super) fn sample(past: Past, spec: &SampleSpec, fake: &FakeSpec) -> Sampled {
+    let (params, vocab) = (&spec.params, fake.vocab);
     let draw = if params.temperature == 0.0 { 0 } else { mix(params.seed ^ mix(u64::from(spec.choice) + 1)) };
-    let hash = mix(past.hash ^ draw ^ mix(u64::from(spec.index) << 32));
+    let mut hash = mix(past.hash ^ draw ^ mix(u64::from(spec.index) << 32));
+    if fake.period > 0 && !hash.is_multiple_of(DEVIATIONS) {
+        hash = mix(draw ^ u64::from(spec.index % fake.period));
+    }
     let token = forced(spec).unwrap_or_else(|| allowed(hash, spec, vocab));
     Sampled { token, logprobs: params.logprobs.map(|top| Box::new(logprobs(token, top, vocab))) }
 }

@@ -22,7 +22,10 @@ use std::time::{Duration, Instant};
 use draw::{Past, prompt_logprobs, sample};
 pub use spec::{FakeSpec, FakeSpecError};
 
+use smallvec::SmallVec;
+
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
+use crate::sample::Sampled;
 use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
 /// Below this a sleeping thread would wake too late to be true to the time model.
@@ -76,19 +79,37 @@ impl FakeExecutor {
             0 => Past::START,
             start => self.slots[self.position(rows, start - 1)?],
         };
+        let mut pasts = Vec::with_capacity(rows.tokens.len());
         for (position, &token) in (rows.start as usize..).zip(&rows.tokens) {
             past = past.then(token);
             let slot = self.position(rows, position)?;
             self.slots[slot] = past;
+            pasts.push(past);
         }
         if self.reads_everything {
             self.read_everything(rows)?;
         }
         Ok(SeqOutput {
             seq: rows.seq,
-            sampled: rows.samples.iter().map(|spec| sample(past, spec, self.spec.vocab)).collect(),
+            sampled: self.draw(rows, &pasts),
             prompt_logprobs: prompt_logprobs(rows, self.spec.vocab),
         })
+    }
+
+    /// Draws after the last row; with drafts after each row that has one and is right, and the first that is not.
+    fn draw(&self, rows: &SeqRows, pasts: &[Past]) -> SmallVec<[Sampled; 1]> {
+        let drafts = rows.drafts();
+        let pasts = &pasts[pasts.len() - drafts.len() - 1..];
+        let mut sampled = SmallVec::with_capacity(rows.samples.len());
+        for (i, spec) in rows.samples.iter().enumerate() {
+            let drawn = sample(pasts[i.min(drafts.len())], spec, &self.spec);
+            let is_wrong = drafts.get(i).is_some_and(|draft| *draft != drawn.token);
+            sampled.push(drawn);
+            if is_wrong {
+                break;
+            }
+        }
+        sampled
     }
 
     fn read_everything(&self, rows: &SeqRows) -> Result<(), ExecError> {

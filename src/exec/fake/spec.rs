@@ -8,13 +8,15 @@ use crate::sched::plan::{SeqRows, StepPlan};
 /// How long a fake model takes, and what goes wrong with it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FakeSpec {
-    /// Microseconds for each row of a prompt.
+    /// Microseconds for each row of a prompt, and for each draft.
     pub prefill_us_per_token: f64,
     /// Microseconds for a step in which anything decodes, and for each sequence that does.
     pub decode_us_per_step: f64,
     pub decode_us_per_seq: f64,
     /// The last token is the end token.
     pub vocab: u32,
+    /// What is drawn repeats itself after so many tokens, but for one token in sixteen; 0: never.
+    pub period: u32,
     /// Drills, by the executor's own count of steps, from 1.
     pub panic_at_step: Option<u64>,
     pub fail_at_step: Option<u64>,
@@ -41,11 +43,12 @@ pub enum FakeSpecError {
     Value { key: &'static str, value: String, allowed: &'static str },
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "prefill_us_per_token",
     "decode_us_per_step",
     "decode_us_per_seq",
     "vocab",
+    "period",
     "panic_at_step",
     "fail_at_step",
     "panic_on_token",
@@ -66,6 +69,7 @@ impl Default for FakeSpec {
             decode_us_per_step: 0.0,
             decode_us_per_seq: 0.0,
             vocab: 1024,
+            period: 0,
             panic_at_step: None,
             fail_at_step: None,
             panic_on_token: None,
@@ -89,8 +93,11 @@ impl FakeSpec {
 
     /// What the step takes under the time model, in whole microseconds.
     pub fn cost_us(&self, plan: &StepPlan) -> u64 {
-        // A row that is drawn from and has a past is a decode; so is the last token of a prompt that came alone.
-        let is_decode = |rows: &&SeqRows| rows.tokens.len() == 1 && rows.start > 0 && !rows.samples.is_empty();
+        // A row that is drawn from and has a past is a decode; so is the last token of a prompt that came alone. Its
+        // drafts read the same past, as rows of a prompt do.
+        let is_decode = |rows: &&SeqRows| {
+            rows.tokens.len() - rows.drafts().len() == 1 && rows.start > 0 && !rows.samples.is_empty()
+        };
         let num_decodes = plan.rows.iter().filter(is_decode).count();
         let num_prefilled = plan.num_tokens() - num_decodes;
         let step = if num_decodes > 0 { self.decode_us_per_step } else { 0.0 };
@@ -105,6 +112,7 @@ impl FakeSpec {
             "prefill_us_per_token" => self.prefill_us_per_token = cost(known, value)?,
             "decode_us_per_step" => self.decode_us_per_step = cost(known, value)?,
             "decode_us_per_seq" => self.decode_us_per_seq = cost(known, value)?,
+            "period" => self.period = whole(known, value, 0..=1 << 20, "a whole number from 0 to 1048576")? as u32,
             "vocab" => self.vocab = whole(known, value, 2..=1 << 20, "a whole number from 2 to 1048576")? as u32,
             "wedge_ms" => {
                 self.wedge_ms = whole(known, value, 0..=MAX_WEDGE_MS, "whole milliseconds from 0 to 3600000")?;
@@ -157,6 +165,7 @@ impl fmt::Display for FakeSpec {
             cost(self.decode_us_per_step, default.decode_us_per_step),
             cost(self.decode_us_per_seq, default.decode_us_per_seq),
             (self.vocab != default.vocab).then(|| self.vocab.to_string()),
+            (self.period != default.period).then(|| self.period.to_string()),
             step(self.panic_at_step),
             step(self.fail_at_step),
             step(self.panic_on_token),

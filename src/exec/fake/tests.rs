@@ -49,7 +49,7 @@ mod steps {
 
     fn plan(start: u32, tokens: &[TokenId], blocks: &[u32], samples: Vec<SampleSpec>) -> StepPlan {
         let (tokens, blocks) = (tokens.to_vec(), blocks.to_vec());
-        let rows = SeqRows { seq: SeqId(1), start, tokens, blocks, samples, prompt_logprobs: None };
+        let rows = SeqRows { seq: SeqId(1), start, tokens, num_drafts: 0, blocks, samples, prompt_logprobs: None };
         StepPlan { step: 1, copies: Vec::new(), rows: vec![rows] }
     }
 
@@ -112,6 +112,33 @@ mod steps {
         assert_eq!((own.token, own.rank, own.top.len()), (output.sampled[0].token, 1, 3));
         assert!(own.top.is_sorted_by(|a, b| a.1 > b.1) && own.top.iter().map(|t| t.1.exp()).sum::<f32>() < 1.0);
         assert_eq!(output.prompt_logprobs.iter().map(|l| l.token).collect::<Vec<_>>(), [5, 6, 9]);
+    }
+
+    #[test]
+    fn draws_go_on_while_drafts_are_right() {
+        let spec = |index| SampleSpec { index, ..draw(SamplingParams::default(), 0, &[]) };
+        let mut one_by_one = fake("fake");
+        let mut tokens = vec![5];
+        for index in 0..3 {
+            let plan = plan(index, &tokens[index as usize..], &[0], vec![spec(index)]);
+            tokens.push(sampled(one_by_one.step(&plan).unwrap())[0].token);
+        }
+        for (drafts, num_draws) in [(&tokens[1..3], 3), (&[tokens[1], 0], 2), (&[0, tokens[2]], 1)] {
+            let rows: Vec<_> = tokens[..1].iter().chain(drafts).copied().collect();
+            let mut plan = plan(0, &rows, &[0], (0..3).map(spec).collect());
+            plan.rows[0].num_drafts = 2;
+            let drawn = sampled(fake("fake").step(&plan).unwrap());
+            assert_eq!(drawn.iter().map(|drawn| drawn.token).collect::<Vec<_>>(), tokens[1..=num_draws]);
+        }
+        assert_eq!("fake:period=3".parse::<FakeSpec>().unwrap().to_string(), "fake:period=3");
+    }
+
+    #[test]
+    fn a_period_repeats_but_for_a_few_tokens() {
+        let draws = (0..400).map(|index| SampleSpec { index, ..draw(SamplingParams::default(), 0, &[]) }).collect();
+        let tokens = sampled(fake("fake:period=5").step(&plan(0, &[9], &[0], draws)).unwrap());
+        let repeated = tokens.windows(6).filter(|window| window[0].token == window[5].token).count();
+        assert!((300..390).contains(&repeated), "{repeated}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ const CONFIG: LaneConfig = LaneConfig {
     max_running: 1,
     max_model_len: 200,
     prefix_cache: true,
+    speculation: None,
 };
 
 fn fill(window: &mut StealWindow<u64>, ids: std::ops::Range<u64>) {

@@ -1,12 +1,13 @@
 //! A fleet's random life: what arrives, what leaves, what breaks; and what must hold at every moment of it.
 
+use super::super::FakeSpec;
 use super::Rng;
 use super::lanes::{Lanes, Sink, Step, device};
 use super::ledger::{Account, Ledger};
 use super::request::{self, Limits, POISON};
 use crate::sched::job::{Delivery, Job, Micros, RequestId};
 use crate::sched::plan::StepOutput;
-use crate::sched::{LaneConfig, LaneLoad, LaneStats, place};
+use crate::sched::{LaneConfig, LaneLoad, LaneStats, Speculation, place};
 
 /// What goes wrong in a run.
 #[derive(Clone, Copy, PartialEq)]
@@ -53,7 +54,21 @@ pub struct Totals {
     prefix_hits: u64,
     failed_steps: u64,
     num_deaths: u64,
+    draft_tokens: u64,
+    accepted_drafts: u64,
     num_finished: [u64; 7],
+}
+
+/// None in half of the fleets; in some wherever possible.
+fn speculation(rng: &mut Rng) -> Option<Speculation> {
+    let min_ngram = rng.range(1, 3);
+    let speculation = Speculation {
+        max_drafts: rng.range(1, 40),
+        min_ngram,
+        max_ngram: min_ngram + rng.range(0, 3),
+        always: rng.one_in(2),
+    };
+    rng.one_in(2).then_some(speculation)
 }
 
 impl Totals {
@@ -63,16 +78,19 @@ impl Totals {
         self.prefix_hits += other.prefix_hits;
         self.failed_steps += other.failed_steps;
         self.num_deaths += other.num_deaths;
+        self.draft_tokens += other.draft_tokens;
+        self.accepted_drafts += other.accepted_drafts;
         self.num_finished.iter_mut().zip(other.num_finished).for_each(|(sum, n)| *sum += n);
     }
 
     pub fn assert_everything_happened(&self) {
-        let Self { num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, num_finished } = self;
+        let Self { num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, num_finished, .. } = self;
+        let (accepted, rejected) = (&self.accepted_drafts, &(self.draft_tokens - self.accepted_drafts));
         println!(
             "stolen {num_stolen}, preempted {preemptions}, prefix hits {prefix_hits}, failed steps {failed_steps}, \
-             deaths {num_deaths}, finished (stop, length, cancel, deadline, failed, text, dropped) {num_finished:?}"
+             deaths {num_deaths}, drafts accepted {accepted} and rejected {rejected}, finished (stop, length, cancel, deadline, failed, text, dropped) {num_finished:?}"
         );
-        let counts = [num_stolen, preemptions, prefix_hits, failed_steps, num_deaths];
+        let counts = [num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, accepted, rejected];
         assert!(counts.into_iter().chain(num_finished).all(|&count| count > 20));
     }
 }
@@ -90,7 +108,9 @@ impl Fleet {
             max_running,
             max_model_len: rng.range(40, 200),
             prefix_cache: !rng.one_in(4),
+            speculation: speculation(&mut rng),
         };
+        let device = FakeSpec { period: [0, 1, 3, 11][rng.range(0, 3)], ..device() };
         let faults = [Faults::None, Faults::None, Faults::Poison, Faults::Steps, Faults::Deaths][rng.range(0, 4)];
         let max_sequence_tokens = config.max_sequence_tokens();
         let limits = Limits {
@@ -98,9 +118,10 @@ impl Fleet {
             max_sequence_tokens,
             max_choices: max_running.min(5),
             poison: faults == Faults::Poison,
+            device: device.clone(),
         };
         Self {
-            lanes: Lanes::new(num_lanes, &config, &device(), seed),
+            lanes: Lanes::new(num_lanes, &config, &device, seed),
             stale: vec![None; num_lanes],
             ledger: Ledger { may_fail: faults == Faults::Steps, ..Ledger::default() },
             num_to_come: rng.range(5, 60),
@@ -285,6 +306,8 @@ impl Fleet {
             totals.preemptions += stats.preemptions;
             totals.prefix_hits += stats.prefix_hits;
             totals.failed_steps += stats.failed_steps;
+            totals.draft_tokens += stats.draft_tokens;
+            totals.accepted_drafts += stats.accepted_drafts;
         }
         if let Some(id) = self.ledger.held_sink() {
             return Err(format!("all is done but somebody still holds the sink of request {}", id.0));

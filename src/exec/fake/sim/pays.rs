@@ -15,6 +15,7 @@ const CONFIG: LaneConfig = LaneConfig {
     max_running: 16,
     max_model_len: 400,
     prefix_cache: true,
+    speculation: None,
 };
 
 fn job(id: u64, rng: &mut Rng) -> Job<Sink> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::FakeSpec;
 use super::super::draw::{Past, sample};
 use super::Rng;
 use super::lanes::Sink;
@@ -28,6 +29,7 @@ pub struct Limits {
     pub max_sequence_tokens: usize,
     pub max_choices: usize,
     pub poison: bool,
+    pub device: FakeSpec,
 }
 
 pub fn random(rng: &mut Rng, id: u64, now: Micros, limits: &Limits) -> Request {
@@ -59,7 +61,7 @@ pub fn random(rng: &mut Rng, id: u64, now: Micros, limits: &Limits) -> Request {
         branches: Job::<Sink>::new_branches(num_choices as u32),
         progress: Progress::default(),
     };
-    let alone = (0..num_choices).map(|choice| run_alone(&job, choice as u32, limits.max_sequence_tokens)).collect();
+    let alone = (0..num_choices).map(|choice| run_alone(&job, choice as u32, limits)).collect();
     Request {
         stops_text_at: rng.one_in(6).then(|| rng.range(1, 20)),
         cancels_at: rng.one_in(8).then(|| now + rng.range(0, 20_000) as u64),
@@ -82,11 +84,11 @@ fn random_prompt(rng: &mut Rng, max_len: usize, poisoned: bool) -> Vec<TokenId> 
     prompt
 }
 
-/// The request as its definition says, with no lane, no blocks and no batch.
-fn run_alone(job: &Job<Sink>, choice: u32, max_sequence_tokens: usize) -> (Vec<TokenId>, Finish) {
+/// The request as its definition says, with no lane, no blocks, no batch and no drafts.
+fn run_alone(job: &Job<Sink>, choice: u32, limits: &Limits) -> (Vec<TokenId>, Finish) {
     let mut past = job.prompt.iter().fold(Past::START, |past, &token| past.then(token));
     let mut output: Vec<TokenId> = Vec::new();
-    while output.len() < job.stop.max_tokens as usize && job.prompt.len() + output.len() < max_sequence_tokens {
+    while output.len() < job.stop.max_tokens as usize && job.prompt.len() + output.len() < limits.max_sequence_tokens {
         let may_stop = output.len() >= job.stop.min_tokens as usize;
         let spec = SampleSpec {
             params: job.params.clone(),
@@ -95,7 +97,7 @@ fn run_alone(job: &Job<Sink>, choice: u32, max_sequence_tokens: usize) -> (Vec<T
             history: None,
             banned: if may_stop { Arc::from([]) } else { job.stop.stop_tokens.clone() },
         };
-        let token = sample(past, &spec, VOCAB).token;
+        let token = sample(past, &spec, &limits.device).token;
         output.push(token);
         past = past.then(token);
         if may_stop && job.stop.stop_tokens.contains(&token) {
