@@ -13,6 +13,8 @@ use super::*;
 use crate::model::weights::{Bytes, Dtype};
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+pub const BLOCK_DTYPES: [Dtype; 8] =
+    [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
 /// Seeded numbers: the same test data on every machine.
 pub struct Random(pub u64);
@@ -59,6 +61,32 @@ impl Random {
         let tensor = Tensor::new("test.weight".into(), dtype, vec![rows, cols], Arc::new(Owned(bytes)), range);
         let values = tensor.to_f32();
         (tensor, values)
+    }
+}
+
+impl Random {
+    /// A matrix of random blocks, whose weights are below one or so.
+    pub fn blocks(&mut self, dtype: Dtype, rows: usize, cols: usize) -> Tensor {
+        let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols)).map(|_| self.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let mut put = |at: usize, largest: f32| {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(largest * self.value()).to_le_bytes());
+            };
+            match dtype {
+                Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q5_0 => put(0, 0.01),
+                Dtype::Q4_1 | Dtype::Q5_1 => {
+                    put(0, 0.01);
+                    put(2, 0.1);
+                }
+                Dtype::Q4K | Dtype::Q5K => {
+                    put(0, 1e-3);
+                    put(2, 1e-2);
+                }
+                _ => put(208, 3e-4),
+            }
+        }
+        let all = 0..bytes.len();
+        Tensor::new("blocks".into(), dtype, vec![rows, cols], Arc::new(bytes), all)
     }
 }
 
