@@ -33,7 +33,7 @@ impl Method for Bf16Dot {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        &Ready { stored: Stored { panel, k, depth }, ahead, .. }: &Ready,
+        &Ready { stored: Stored { panel, k, depth, .. }, ahead, .. }: &Ready,
     ) -> usize {
         // An odd last `k` stands beside zeros, in the weights and in `x`.
         let pairs = depth.div_ceil(2);

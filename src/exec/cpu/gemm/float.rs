@@ -4,7 +4,6 @@
 #![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers")]
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use super::super::isa::Simd;
 use super::super::isa::element::{Bf16, Element, F16, F32};
@@ -19,8 +18,8 @@ pub trait Widen {
     const WIDENS: bool;
     /// Neighbouring `k` that [`Widen::visit`] needs together.
     const STEP: usize;
-    /// Shows the weights of a panel at `k`, a whole number of steps, one after the other; counted from the first one.
-    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(panel: *const u8, k: Range<usize>, visit: &mut V);
+    /// Shows the weights of a block, a whole number of steps, one `k` after the other; counted from the first one.
+    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(stored: &Stored, visit: &mut V);
 }
 
 /// Takes the weights at a `k`.
@@ -37,13 +36,14 @@ macro_rules! widen_elements {
                 const STEP: usize = 1;
 
                 #[inline(always)]
-                unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(panel: *const u8, k: Range<usize>, visit: &mut V) {
-                    for i in k.clone() {
+                unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(stored: &Stored, visit: &mut V) {
+                    let first = stored.panel.add(stored.k * N * S::WIDTH * <$element>::BYTES);
+                    for k in 0..stored.depth {
                         let mut weights = [S::splat(0.0); N];
                         for n in 0..N {
-                            weights[n] = <$element>::load::<S>(panel.add((i * N + n) * S::WIDTH * <$element>::BYTES));
+                            weights[n] = <$element>::load::<S>(first.add((k * N + n) * S::WIDTH * <$element>::BYTES));
                         }
-                        visit.take(i - k.start, weights);
+                        visit.take(k, weights);
                     }
                 }
             }
@@ -62,15 +62,16 @@ impl Widen for Bf16 {
     const STEP: usize = 2;
 
     #[inline(always)]
-    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(panel: *const u8, k: Range<usize>, visit: &mut V) {
-        for i in k.clone().step_by(2) {
+    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(stored: &Stored, visit: &mut V) {
+        let first = stored.panel.add(stored.k * N * S::WIDTH * Bf16::BYTES);
+        for k in (0..stored.depth).step_by(2) {
             let mut even = [S::splat(0.0); N];
             let mut odd = even;
             for n in 0..N {
-                (even[n], odd[n]) = S::load_bf16_pair(panel.add((i * N + 2 * n) * S::WIDTH * Bf16::BYTES));
+                (even[n], odd[n]) = S::load_bf16_pair(first.add((k * N + 2 * n) * S::WIDTH * Bf16::BYTES));
             }
-            visit.take(i - k.start, even);
-            visit.take(i - k.start + 1, odd);
+            visit.take(k, even);
+            visit.take(k + 1, odd);
         }
     }
 }
@@ -125,8 +126,9 @@ impl<W: Widen> Method for Float<W> {
     }
 
     #[inline(always)]
-    unsafe fn widen<S: Simd, const N: usize>(&Stored { panel, k, depth }: &Stored, scratch: *mut f32) {
-        W::visit::<S, _, N>(panel, k..k + depth.next_multiple_of(W::STEP), &mut Store(scratch));
+    unsafe fn widen<S: Simd, const N: usize>(stored: &Stored, scratch: *mut f32) {
+        let whole = Stored { depth: stored.depth.next_multiple_of(W::STEP), ..*stored };
+        W::visit::<S, _, N>(&whole, &mut Store(scratch));
     }
 
     #[inline(always)]
@@ -134,15 +136,15 @@ impl<W: Widen> Method for Float<W> {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        &Ready { stored: Stored { panel, k, depth }, widened, ahead }: &Ready,
+        Ready { stored, widened, ahead }: &Ready,
     ) -> usize {
         let mut products = Multiply { acc, x: x.cast(), stride: stride / 4 };
         if const { W::WIDENS && R <= MAX_DIRECT_ROWS } && widened.is_null() {
-            W::visit::<S, _, N>(panel, k..k + depth, &mut products);
+            W::visit::<S, _, N>(stored, &mut products);
             return 0;
         }
-        let w: *const f32 = if W::WIDENS { widened } else { panel.cast::<f32>().add(k * N * S::WIDTH) };
-        for k in 0..depth {
+        let w = if W::WIDENS { *widened } else { stored.panel.cast::<f32>().add(stored.k * N * S::WIDTH) };
+        for k in 0..stored.depth {
             S::prefetch_second(ahead.wrapping_add(64 * k));
             let mut weights = [S::splat(0.0); N];
             for n in 0..N {
@@ -150,6 +152,6 @@ impl<W: Widen> Method for Float<W> {
             }
             products.take(k, weights);
         }
-        64 * depth
+        64 * stored.depth
     }
 }

@@ -2,10 +2,9 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of every function is that of the trait, or stands above it")]
 #![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers")]
 
-use std::ops::Range;
-
 use super::super::isa::Simd;
-use super::super::matrix::{Factors, GROUP, HALF_ZERO, Quantised};
+use super::super::matrix::{Factors, GROUP, HALF_ZERO, Kind, Quantised};
+use super::Stored;
 use super::float::{Visit, Widen};
 
 /// Words of four neighbouring numbers in a group.
@@ -22,9 +21,9 @@ pub struct Place {
 
 impl Place {
     #[inline(always)]
-    pub unsafe fn new<Q: Quantised>(panel: *const u8, lanes: usize, index: usize) -> Place {
-        let shared = panel.add(Q::KIND.record(index) * lanes);
-        Place { shared, group: panel.add(Q::KIND.group(index) * lanes), lanes }
+    pub unsafe fn new<Q: Quantised>(&Stored { panel, groups, .. }: &Stored, lanes: usize, index: usize) -> Place {
+        let kind = Kind { groups, ..Q::KIND };
+        Place { shared: panel.add(kind.record(index) * lanes), group: panel.add(kind.group(index) * lanes), lanes }
     }
 
     #[inline(always)]
@@ -84,9 +83,10 @@ impl<Q: Quantised> Widen for Q {
     /// The product of scale and number is exact (11 bits of float16, 7 of a factor and 6 of a number at most), and so is
     /// that with what stands for zero: fused or not, a weight is rounded once, as the file's formula has it.
     #[inline(always)]
-    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(panel: *const u8, k: Range<usize>, visit: &mut V) {
-        for index in k.start / GROUP..k.end / GROUP {
-            let place = Place::new::<Q>(panel, N * S::WIDTH, index);
+    unsafe fn visit<S: Simd, V: Visit<S, N>, const N: usize>(stored: &Stored, visit: &mut V) {
+        let first = stored.k / GROUP;
+        for index in first..first + stored.depth / GROUP {
+            let place = Place::new::<Q>(stored, N * S::WIDTH, index);
             for half in 0..2 {
                 let mut scale = [S::splat(0.0); N];
                 let mut min = scale;
@@ -103,7 +103,7 @@ impl<Q: Quantised> Widen for Q {
                     for n in 0..N {
                         numbers[n] = place.numbers::<S, Q>(n, quad);
                     }
-                    let k = index * GROUP + 4 * quad - k.start;
+                    let k = (index - first) * GROUP + 4 * quad;
                     visit.take(k, weights::<S, 0, N>(&numbers, &scale, &min));
                     visit.take(k + 1, weights::<S, 8, N>(&numbers, &scale, &min));
                     visit.take(k + 2, weights::<S, 16, N>(&numbers, &scale, &min));

@@ -42,14 +42,14 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        &Ready { stored: Stored { panel, k, depth }, ahead, .. }: &Ready,
+        &Ready { stored, ahead, .. }: &Ready,
     ) -> usize {
         // Vectors whose sums are in registers at once, with some for the operands. What they add up to may wait in memory:
         // it is needed once a group.
         let together = const { if pairs::<S, Q>(R, N) { 2 } else { 1 } };
-        let groups = depth.div_ceil(GROUP);
+        let groups = stored.depth.div_ceil(GROUP);
         for index in 0..groups {
-            let place = Place::new::<Q>(panel, N * S::WIDTH, k / GROUP + index);
+            let place = Place::new::<Q>(&stored, N * S::WIDTH, stored.k / GROUP + index);
             let rows = Rows { first: x.add(index * size_of::<Activations>()), stride };
             for line in 0..2 * QUADS {
                 S::prefetch_second(ahead.wrapping_add(64 * (2 * QUADS * index + line)));

@@ -257,6 +257,8 @@ struct Stored {
     panel: *const u8,
     k: usize,
     depth: usize,
+    /// Of a record, where the format is quantised: not in the method's type, so that one serves all.
+    groups: usize,
 }
 
 /// A block of weights, widened where [`Method::widens`] says so (else null), and what to ask for meanwhile.
@@ -301,7 +303,7 @@ impl Tile<'_> {
             (_, Format::F32) => self.by::<Float<F32>>(isa),
             (_, Format::Int8) => self.groups::<Int8>(isa),
             (_, Format::Int4) => self.groups::<Int4>(isa),
-            (_, Format::Int4Min) => self.groups::<Int4Min>(isa),
+            (_, Format::Int4Min(_)) => self.groups::<Int4Min>(isa),
             (_, Format::Int5) => self.groups::<Int5>(isa),
             (_, Format::Int5Min) => self.groups::<Int5Min>(isa),
             (_, Format::Int4Super) => self.groups::<Int4Super>(isa),
@@ -323,10 +325,11 @@ impl Tile<'_> {
     unsafe fn panel<S: Simd, M: Method, const N: usize>(&self, panel: Panel, scratch: *mut f32) {
         let (cols, depth, most) = (self.layout.cols, self.layout.depth(), M::depth(S::WIDTH, N));
         let weights = self.weights.add(panel.offset);
+        let groups = self.layout.format.kind().map_or(1, |kind| kind.groups);
         let mut k = 0;
         while k < cols {
             let n = most.min(depth - k);
-            let stored = Stored { panel: weights, k, depth: n.min(cols - k) };
+            let stored = Stored { panel: weights, k, depth: n.min(cols - k), groups };
             let mut widened = std::ptr::null();
             if M::widens(self.rows, stored.depth) {
                 M::widen::<S, N>(&stored, scratch);

@@ -24,41 +24,6 @@ pub struct Group {
 }
 
 impl Group {
-    /// The nearest multiples of a 127th of the largest; `values` are at most [`GROUP`], the others count as zero.
-    pub fn int8(values: &[f32]) -> Group {
-        let largest = values.iter().fold(0f32, |max, x| max.max(x.abs()));
-        let scale = f16::from_f32(largest / 127.0);
-        let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-        let mut numbers = [128; GROUP];
-        for (number, x) in numbers.iter_mut().zip(values) {
-            *number = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i32 as u8 ^ 0x80;
-        }
-        Group { numbers, scale, min: f16::ZERO, factors: [0; 2] }
-    }
-
-    /// Sixteen levels, of which the lowest or the highest is near the value of largest magnitude: that of some scales
-    /// that leaves the smallest sum of squared errors.
-    pub fn int4(values: &[f32]) -> Group {
-        let largest = values.iter().copied().fold(0f32, |max, x| if x.abs() > max.abs() { x } else { max });
-        let try_scale = |scale: f32| {
-            let scale = f16::from_f32(scale);
-            let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-            let mut group = Group { numbers: [8; GROUP], scale, min: f16::ZERO, factors: [0; 2] };
-            let mut error = 0.0;
-            for (number, x) in group.numbers.iter_mut().zip(values) {
-                let q = (x * inverse).round_ties_even().clamp(-8.0, 7.0);
-                *number = (q + 8.0) as u8;
-                error += (x - q * scale.to_f32()).powi(2);
-            }
-            (error, group)
-        };
-        /// Levels at which the largest value may lie.
-        const PLACES: [f32; 5] = [-8.0, -7.5, -7.0, -8.5, -9.0];
-        let tries = PLACES.map(|place| try_scale(largest / place));
-        let best = tries.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-        best.map(|(_, group)| group).expect("some scales are tried")
-    }
-
     /// Group `index` of a file's block. Its numbers are those of `kind`, or have another zero.
     pub fn of_block(kind: Kind, dtype: Dtype, block: &[u8], index: usize) -> Group {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
@@ -222,24 +187,9 @@ mod tests {
 
     use super::super::super::isa::Isa;
     use super::super::Format;
-    use super::super::kind::{Int4, Int8, Quantised};
     use super::*;
 
-    fn error(kind: Kind, group: &Group, values: &[f32]) -> f32 {
-        values.iter().enumerate().map(|(k, x)| (x - group.value(kind, k)).abs()).fold(0.0, f32::max)
-    }
-
     proptest! {
-        #[test]
-        fn a_rounded_weight_is_near(values in prop::collection::vec(-3f32..3.0, 1..=GROUP)) {
-            let largest = values.iter().fold(0f32, |max, x| max.max(x.abs()));
-            // Half a level, and what float16 takes from the scale.
-            let bound = |levels: f32| largest / levels * 0.5 + largest * 1e-3 + 1e-6;
-            prop_assert!(error(Int8::KIND, &Group::int8(&values), &values) <= bound(127.0));
-            // Values at the far end are cut to the last level.
-            prop_assert!(error(Int4::KIND, &Group::int4(&values), &values) <= 3.0 * bound(7.0));
-        }
-
         #[test]
         fn a_group_is_found_where_it_was_put(
             numbers: [u8; GROUP], scale in -9f32..9.0, min in -9f32..9.0, factors: [u8; 2], row in 0usize..40,
@@ -260,13 +210,5 @@ mod tests {
                 prop_assert_eq!(get(&layout, kind, panel, lane, index, &to), group, "{:?}", format);
             }
         }
-    }
-
-    #[test]
-    fn int4_weights_that_are_levels_stay() {
-        let values: Vec<f32> = (0..GROUP).map(|k| (k % 16) as f32 - 8.0).collect();
-        assert_eq!(error(Int4::KIND, &Group::int4(&values), &values), 0.0);
-        assert_eq!(Group::int4(&[0.0; GROUP]).value(Int4::KIND, 3), 0.0);
-        assert_eq!(Group::int8(&[0.0; GROUP]).value(Int8::KIND, 3), 0.0);
     }
 }

@@ -10,6 +10,7 @@
 mod group;
 mod kind;
 mod pack;
+mod round;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,8 +52,8 @@ pub enum Format {
     Int8,
     /// 4.5 bits.
     Int4,
-    /// 5 bits.
-    Int4Min,
+    /// 5 bits where a group has a scale and a minimum of its own; 4.5 and 4.25 where 2 or 4 of them share these.
+    Int4Min(usize),
     /// 5.5 bits.
     Int5,
     /// 6 bits.
@@ -68,10 +69,12 @@ pub enum Format {
 impl Format {
     /// Those with a [`Kind`].
     #[cfg(test)]
-    pub const QUANTISED: [Format; 8] = [
+    pub const QUANTISED: [Format; 10] = [
         Format::Int8,
         Format::Int4,
-        Format::Int4Min,
+        Format::Int4Min(1),
+        Format::Int4Min(2),
+        Format::Int4Min(4),
         Format::Int5,
         Format::Int5Min,
         Format::Int4Super,
@@ -85,7 +88,7 @@ impl Format {
             Format::F32 | Format::F16 | Format::Bf16 => None,
             Format::Int8 => Some(Int8::KIND),
             Format::Int4 => Some(Int4::KIND),
-            Format::Int4Min => Some(Int4Min::KIND),
+            Format::Int4Min(groups) => Some(Kind { groups, ..Int4Min::KIND }),
             Format::Int5 => Some(Int5::KIND),
             Format::Int5Min => Some(Int5Min::KIND),
             Format::Int4Super => Some(Int4Super::KIND),

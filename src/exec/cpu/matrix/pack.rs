@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::super::memory::{Pages, Shared};
 use super::group::{self, Group};
-use super::kind::{self, GROUP, Kind, Quantised};
+use super::kind::{GROUP, Kind};
+use super::round::{self, Range};
 use super::{Format, Layout, Panel};
 use crate::model::weights::{Dtype, Tensor};
 
@@ -57,7 +58,7 @@ pub(super) fn format_of(dtype: Dtype) -> Format {
         Dtype::Bf16 => Format::Bf16,
         Dtype::Q8_0 => Format::Int8,
         Dtype::Q4_0 => Format::Int4,
-        Dtype::Q4_1 => Format::Int4Min,
+        Dtype::Q4_1 => Format::Int4Min(1),
         Dtype::Q5_0 => Format::Int5,
         Dtype::Q5_1 => Format::Int5Min,
         Dtype::Q4K => Format::Int4Super,
@@ -91,8 +92,8 @@ impl Lane<'_> {
             Format::F32 => self.scatter(values, to, f32::to_ne_bytes),
             Format::F16 => self.scatter(values, to, |x| f16::from_f32(x).to_ne_bytes()),
             Format::Bf16 => self.scatter(values, to, |x| bf16::from_f32(x).to_ne_bytes()),
-            Format::Int8 => self.round(kind::Int8::KIND, values, Group::int8, to),
-            Format::Int4 => self.round(kind::Int4::KIND, values, Group::int4, to),
+            Format::Int8 => self.round(values, round::symmetric, to),
+            Format::Int4Min(_) => self.round(values, round::sixteen_levels, to),
             other => unreachable!("{other:?} is what files have, not what is rounded to"),
         }
     }
@@ -102,9 +103,13 @@ impl Lane<'_> {
         values.iter().enumerate().for_each(|(k, &x)| to[self.layout.element(self.panel, self.lane, k)] = element(x));
     }
 
-    fn round(&self, kind: Kind, values: &[f32], group: impl Fn(&[f32]) -> Group, to: &mut [u8]) {
-        for (index, values) in values.chunks(GROUP).enumerate() {
-            group::put(self.layout, kind, self.panel, self.lane, index, &group(values), to);
+    fn round(&self, values: &[f32], range: impl Fn(&[f32]) -> Range, to: &mut [u8]) {
+        let Some(kind) = self.layout.format.kind() else { return };
+        for (record, values) in values.chunks(kind.len()).enumerate() {
+            let range = range(values);
+            for (index, values) in (record * kind.groups..).zip(values.chunks(GROUP)) {
+                group::put(self.layout, kind, self.panel, self.lane, index, &range.group(kind, values), to);
+            }
         }
     }
 

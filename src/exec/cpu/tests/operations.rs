@@ -43,7 +43,7 @@ proptest! {
         let exact_rounded = twins::matmul(&rounded, &w, k, bias.as_deref());
         for (isa, compute) in ways() {
             let mut ops = computing(isa, compute, 1);
-            let w = ops.load_matrix(&tensors);
+            let w = ops.load_matrix(Role::Projection, &tensors);
             let bias = bias.as_deref().map(|b| ops.load_vector(b));
             let mut out = CpuRows::default();
             ops.matmul(&x, &w, bias.as_ref(), &mut out);
@@ -64,9 +64,9 @@ proptest! {
         let rounded = rounded(&x);
         for isa in Isa::available() {
             for compute in [Compute::F32, Compute::Int8] {
-                let weights = Some(if four_bits { Format::Int4 } else { Format::Int8 });
+                let weights = Some(if four_bits { Format::Int4Min(2) } else { Format::Int8 });
                 let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), compute, weights }).unwrap();
-                let w = ops.load_matrix(std::slice::from_ref(&tensor));
+                let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
                 let batch = Batch { tokens: (0..outputs as u32).collect(), ..Batch::default() };
                 let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
                 ops.embed(&batch, &w, 1.0, &mut stored);
@@ -131,7 +131,7 @@ proptest! {
         let batch = Batch { tokens, ..Batch::default() };
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
-            let table = ops.load_matrix(std::slice::from_ref(&tensor));
+            let table = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
             let mut out = ops.new_rows();
             ops.embed(&batch, &table, scale, &mut out);
             assert_close(out.values(), &exact, 1e-6, "embed");
@@ -174,9 +174,9 @@ proptest! {
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
             let weights = MoeWeights {
-                router: ops.load_matrix(std::slice::from_ref(&router)),
-                gate_up: experts.iter().map(|[(gate, _), (up, _)]| ops.load_matrix(&[gate.clone(), up.clone()])).collect(),
-                down: downs.iter().map(|(down, _)| ops.load_matrix(std::slice::from_ref(down))).collect(),
+                router: ops.load_matrix(Role::Router, std::slice::from_ref(&router)),
+                gate_up: experts.iter().map(|[(gate, _), (up, _)]| ops.load_matrix(Role::Projection, &[gate.clone(), up.clone()])).collect(),
+                down: downs.iter().map(|(down, _)| ops.load_matrix(Role::Projection, std::slice::from_ref(down))).collect(),
             };
             let mut out = ops.new_rows();
             ops.moe(&x, &weights, &moe, Activation::Silu, &mut out);
@@ -196,13 +196,13 @@ fn equal_router_logits_choose_the_lower_experts() {
     let (row, _) = random.tensor(Dtype::F32, 1, hidden);
     let mut load = |random: &mut Random, rows: usize, cols: usize| {
         let (tensor, _) = random.tensor(Dtype::F32, rows, cols);
-        ops.load_matrix(&[tensor])
+        ops.load_matrix(Role::Projection, &[tensor])
     };
     let gate_up: Vec<_> = (0..4).map(|_| load(&mut random, 6, hidden)).collect();
     let down: Vec<_> = (0..4).map(|_| load(&mut random, hidden, 3)).collect();
-    let router = ops.load_matrix(&vec![row.clone(); 4]);
+    let router = ops.load_matrix(Role::Router, &vec![row.clone(); 4]);
     let four = MoeWeights { router, gate_up: gate_up.clone(), down: down.clone() };
-    let router = ops.load_matrix(&vec![row; 2]);
+    let router = ops.load_matrix(Role::Router, &vec![row; 2]);
     let two = MoeWeights { router, gate_up: gate_up[..2].to_vec(), down: down[..2].to_vec() };
     let moe = |num_experts| MoeSpec { num_experts, experts_per_token: 2, intermediate_size: 3, renormalise: true };
     let (mut a, mut b) = (ops.new_rows(), ops.new_rows());
@@ -229,7 +229,7 @@ fn blocks_of_a_file_are_computed_as_they_are() {
             let (plain, rounded) = (exact(x.values()), exact(&rounded(&x)));
             for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
                 let mut ops = computing(isa, compute, 1);
-                let w = ops.load_matrix(std::slice::from_ref(&tensor));
+                let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
                 let batch = Batch { tokens: (0..rows as u32).collect(), ..Batch::default() };
                 let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
                 ops.embed(&batch, &w, 1.0, &mut stored);
@@ -251,7 +251,7 @@ fn kernels_widen_blocks_exactly() {
         let values = tensor.to_f32();
         for (isa, num_rows) in Isa::available().flat_map(|isa| [(isa, 1), (isa, 3)]) {
             let mut ops = ops(isa, 1);
-            let w = ops.load_matrix(std::slice::from_ref(&tensor));
+            let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
             let mut out = ops.new_rows();
             for first in (0..k).step_by(num_rows).filter(|first| first + num_rows <= k) {
                 let mut units = vec![0.0; num_rows * k];
@@ -288,7 +288,7 @@ fn parts_of_several_dtypes_are_one_matrix() {
         for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
             let exact = if compute == Compute::Int8 { &rounded } else { &plain };
             let mut ops = computing(isa, compute, threads);
-            let (matrix, bias) = (ops.load_matrix(&parts), ops.load_vector(&bias));
+            let (matrix, bias) = (ops.load_matrix(Role::Projection, &parts), ops.load_vector(&bias));
             let mut out = CpuRows::default();
             ops.matmul(&x, &matrix, Some(&bias), &mut out);
             assert_close(ops.read(&out), exact, 1e-4, &format!("{isa} {compute}"));
