@@ -197,7 +197,9 @@ fn weights(config: &Config) -> Option<Format> {
         WeightsChoice::F16 => Some(Format::F16),
         WeightsChoice::Bf16 => Some(Format::Bf16),
         WeightsChoice::Int8 => Some(Format::Int8),
-        WeightsChoice::Int4 => Some(Format::Int4),
+        WeightsChoice::Int4Of32 => Some(Format::Int4Min(1)),
+        WeightsChoice::Int4 => Some(Format::Int4Min(2)),
+        WeightsChoice::Int4Of128 => Some(Format::Int4Min(4)),
     }
 }
 

@@ -119,6 +119,19 @@ pub enum QkNormWeights<'a, V> {
     },
 }
 
+/// What a matrix is for: a device that rounds weights may spare some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Of tokens; also the head where that is tied to it.
+    Embedding,
+    /// From the last layer to logits.
+    Head,
+    /// Chooses experts.
+    Router,
+    /// Everything else: inside of layers.
+    Projection,
+}
+
 /// A device as the decoder sees it.
 pub trait Ops {
     /// A weight matrix `[out, in]` in the device's own layout.
@@ -133,7 +146,7 @@ pub trait Ops {
     // ── loading ────────────────────────────────────────────────────────────────────────────────
     /// Stacks `parts` (all `[out_i, in]`, same `in`) by rows into one matrix. Their dtypes may differ and may be
     /// quantised: a GGUF file may hold q in one and v in another.
-    fn load_matrix(&mut self, parts: &[Tensor]) -> Self::Matrix;
+    fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> Self::Matrix;
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
     fn new_rows(&mut self) -> Self::Rows;

@@ -2,7 +2,7 @@
 //! What the real devices are compared with when a golden fails.
 
 use garrick::kv::BLOCK_TOKENS;
-use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights};
+use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use garrick::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use garrick::model::weights::Tensor;
 
@@ -90,7 +90,7 @@ impl Ops for Naive {
     type Rows = Rows;
     type Rope = RopeSpec;
 
-    fn load_matrix(&mut self, parts: &[Tensor]) -> Matrix {
+    fn load_matrix(&mut self, _role: Role, parts: &[Tensor]) -> Matrix {
         Matrix { width: parts[0].shape[1], values: parts.iter().flat_map(Tensor::to_f32).collect() }
     }
 

@@ -3,7 +3,7 @@
 //! One expert chosen differently moves the logits by far more than rounding does, at that position and, through
 //! attention, at every later one. Forcing the choice leaves only the rounding to be measured. Works on one row a step.
 
-use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights};
+use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use garrick::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use garrick::model::weights::Tensor;
 
@@ -80,8 +80,8 @@ impl<O: Ops> Ops for Routed<O> {
         }
     }
 
-    fn load_matrix(&mut self, parts: &[Tensor]) -> O::Matrix {
-        self.inner.load_matrix(parts)
+    fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> O::Matrix {
+        self.inner.load_matrix(role, parts)
     }
     fn load_vector(&mut self, values: &[f32]) -> O::Vector {
         self.inner.load_vector(values)

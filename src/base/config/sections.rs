@@ -177,8 +177,14 @@ pub enum Weights {
     Bf16,
     /// In groups of 32 with a scale: 8.5 bits a weight.
     Int8,
-    /// The same with 4.5 bits.
+    /// Above a minimum in groups of 64: 4.5 bits a weight.
     Int4,
+    /// The same in groups of 32: 5 bits.
+    #[serde(rename = "int4_32")]
+    Int4Of32,
+    /// In groups of 128: 4.25 bits.
+    #[serde(rename = "int4_128")]
+    Int4Of128,
 }
 
 /// KV cache.

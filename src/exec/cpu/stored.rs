@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::gemm::Compute;
 use super::isa::Isa;
-use super::matrix::{CpuMatrix, Format};
+use super::matrix::{CpuMatrix, Format, GROUP};
 
 /// All matrices of one format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +18,12 @@ pub struct Stored {
 impl Stored {
     /// Adds a matrix to those of its format.
     pub(super) fn add(all: &mut Vec<Stored>, matrix: &CpuMatrix, asked: Compute, isa: Isa) {
-        let layout = matrix.layout();
-        let (format, bytes) = (layout.format, layout.bytes());
-        match all.iter_mut().find(|stored| stored.format == format) {
-            Some(stored) => stored.bytes += bytes,
-            None => all.push(Stored { format, bytes, compute: asked.rounding(isa, format) }),
+        for section in matrix.sections() {
+            let (format, bytes) = (section.layout.format, section.layout.bytes());
+            match all.iter_mut().find(|stored| stored.format == format) {
+                Some(stored) => stored.bytes += bytes,
+                None => all.push(Stored { format, bytes, compute: asked.rounding(isa, format) }),
+            }
         }
     }
 
@@ -40,6 +41,19 @@ impl Stored {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&format!("{self:?}").to_lowercase())
+        match self {
+            Format::F32 => f.write_str("f32"),
+            Format::F16 => f.write_str("f16"),
+            Format::Bf16 => f.write_str("bf16"),
+            Format::Int8 => f.write_str("int8"),
+            Format::Int4 => f.write_str("q4_0"),
+            Format::Int4Min(1) => f.write_str("int4"),
+            Format::Int4Min(groups) => write!(f, "int4 in groups of {}", groups * GROUP),
+            Format::Int5 => f.write_str("q5_0"),
+            Format::Int5Min => f.write_str("q5_1"),
+            Format::Int4Super => f.write_str("q4_k"),
+            Format::Int5Super => f.write_str("q5_k"),
+            Format::Int6Super => f.write_str("q6_k"),
+        }
     }
 }

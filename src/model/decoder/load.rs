@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Decoder, Layer, Mlp, Scratch, Weights};
-use crate::model::ops::{MoeWeights, Ops};
+use crate::model::ops::{MoeWeights, Ops, Role};
 use crate::model::spec::Spec;
 use crate::model::weights::{LayerTensors, MlpTensors, Tensor, WeightsError, bind};
 
@@ -25,10 +25,10 @@ impl<O: Ops> Decoder<O> {
         let total = tensors.values().map(bytes).sum::<u64>() - ignored;
         let mut loader = Loader { ops, spec, progress, done: 0, total };
         let weights = Weights {
-            embedding: loader.matrix(std::slice::from_ref(&bound.embedding)),
+            embedding: loader.matrix(Role::Embedding, std::slice::from_ref(&bound.embedding)),
             layers: bound.layers.iter().map(|layer| loader.layer(layer)).collect(),
             final_norm: loader.norm(&bound.final_norm),
-            head: bound.head.as_ref().map(|head| loader.matrix(std::slice::from_ref(head))),
+            head: bound.head.as_ref().map(|head| loader.matrix(Role::Head, std::slice::from_ref(head))),
             ropes: spec.ropes.iter().map(|rope| loader.ops.load_rope(rope, spec.max_positions)).collect(),
             spec: spec.clone(),
         };
@@ -50,8 +50,8 @@ impl<O: Ops> Loader<'_, O> {
         (self.progress)(self.done, self.total);
     }
 
-    fn matrix(&mut self, parts: &[Tensor]) -> O::Matrix {
-        let matrix = self.ops.load_matrix(parts);
+    fn matrix(&mut self, role: Role, parts: &[Tensor]) -> O::Matrix {
+        let matrix = self.ops.load_matrix(role, parts);
         parts.iter().for_each(|part| self.count(part));
         matrix
     }
@@ -76,10 +76,10 @@ impl<O: Ops> Loader<'_, O> {
             after_attention: norms.after_attention.as_ref().map(|norm| self.norm(norm)),
             before_mlp: norms.before_mlp.as_ref().map(|norm| self.norm(norm)),
             after_mlp: norms.after_mlp.as_ref().map(|norm| self.norm(norm)),
-            qkv: self.matrix(&tensors.qkv),
+            qkv: self.matrix(Role::Projection, &tensors.qkv),
             qkv_bias: tensors.qkv_bias.as_ref().map(|parts| self.vector(parts)),
             qk_norm: tensors.qk_norm.as_ref().map(|(q, k)| (self.norm(q), self.norm(k))),
-            o: self.matrix(std::slice::from_ref(&tensors.o)),
+            o: self.matrix(Role::Projection, std::slice::from_ref(&tensors.o)),
             o_bias: tensors.o_bias.as_ref().map(|bias| self.vector(std::slice::from_ref(bias))),
             mlp: self.mlp(&tensors.mlp),
         }
@@ -88,15 +88,15 @@ impl<O: Ops> Loader<'_, O> {
     fn mlp(&mut self, tensors: &MlpTensors) -> Mlp<O> {
         match tensors {
             MlpTensors::Dense { gate_up, gate_up_bias, down, down_bias } => Mlp::Dense {
-                gate_up: self.matrix(gate_up),
+                gate_up: self.matrix(Role::Projection, gate_up),
                 gate_up_bias: gate_up_bias.as_ref().map(|parts| self.vector(parts)),
-                down: self.matrix(std::slice::from_ref(down)),
+                down: self.matrix(Role::Projection, std::slice::from_ref(down)),
                 down_bias: down_bias.as_ref().map(|bias| self.vector(std::slice::from_ref(bias))),
             },
             MlpTensors::Moe { router, gate_up, down } => Mlp::Moe(MoeWeights {
-                router: self.matrix(std::slice::from_ref(router)),
-                gate_up: gate_up.iter().map(|parts| self.matrix(parts)).collect(),
-                down: down.iter().map(|part| self.matrix(std::slice::from_ref(part))).collect(),
+                router: self.matrix(Role::Router, std::slice::from_ref(router)),
+                gate_up: gate_up.iter().map(|parts| self.matrix(Role::Projection, parts)).collect(),
+                down: down.iter().map(|part| self.matrix(Role::Projection, std::slice::from_ref(part))).collect(),
             }),
         }
     }

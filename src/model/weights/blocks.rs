@@ -146,17 +146,17 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
 /// Scale and minimum of each of the eight blocks of a Q4_K or Q5_K super-block.
 fn ranges(block: &[u8]) -> impl Fn(usize) -> (f32, f32) {
     let (d, m) = (half_at(block, 0), half_at(block, 2));
-    let mut packed = [0; 12];
-    packed.copy_from_slice(&block[4..16]);
     move |i| {
-        let (scale, min) = scale_and_min(&packed, i);
+        let (scale, min) = scale_and_min(block, i);
         (d * f32::from(scale), m * f32::from(min))
     }
 }
 
-/// The first four scales are the low six bits of bytes 0 to 3, the minima those of bytes 4 to 7. The others have
-/// their low four bits in the halves of bytes 8 to 11 and the upper two on top of the first eight bytes.
-fn scale_and_min(packed: &[u8; 12], i: usize) -> (u8, u8) {
+/// The six-bit scale and minimum of block `i` of a Q4_K or Q5_K super-block, from its bytes 4 to 15. The first four scales
+/// are the low six bits of the first four bytes, the minima those of the next four. The others have their low four bits in
+/// the halves of the last four bytes and the upper two on top of the first eight.
+pub fn scale_and_min(block: &[u8], i: usize) -> (u8, u8) {
+    let packed = &block[4..16];
     match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
         _ => (packed[i + 4] & 15 | (packed[i - 4] >> 6) << 4, packed[i + 4] >> 4 | (packed[i] >> 6) << 4),

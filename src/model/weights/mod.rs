@@ -3,7 +3,7 @@
 //! Owns the bytes (memory maps or buffers), what they mean, and their names. Never knows what a tensor is for.
 
 mod bind;
-mod blocks;
+pub mod blocks;
 mod dtype;
 mod error;
 mod mapped;

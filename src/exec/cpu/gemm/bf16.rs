@@ -5,12 +5,12 @@
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::{Method, Ready, each_row};
+use super::{Method, Ready, Stored, each_row};
 
 pub struct Bf16Dot;
 
 impl Method for Bf16Dot {
-    const WIDENS: bool = false;
+    const DOTS: bool = true;
 
     fn x_bytes(k: usize) -> usize {
         2 * k
@@ -21,20 +21,23 @@ impl Method for Bf16Dot {
         256
     }
 
-    #[inline(always)]
-    unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, _: usize, _: *mut f32) -> *const u8 {
-        weights
+    fn widens(_: usize, _: usize) -> bool {
+        false
     }
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd, const N: usize>(_: &Stored, _: *mut f32) {}
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize, const N: usize>(
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        &Ready { w, depth, ahead }: &Ready,
+        &Ready { stored: Stored { panel, k, depth, .. }, ahead, .. }: &Ready,
     ) -> usize {
         // An odd last `k` stands beside zeros, in the weights and in `x`.
         let pairs = depth.div_ceil(2);
+        let w = panel.add(2 * k * N * S::WIDTH);
         for pair in 0..pairs {
             S::prefetch_second(ahead.wrapping_add(64 * pair));
             let mut weights = [S::load_words(w.add(pair * N * S::WIDTH * 4)); N];

@@ -1,84 +1,26 @@
-//! Products of quantised weights: with float32 activations, or with activations rounded to eight bits in groups, whose
-//! products are summed exactly within a group.
+//! Products of quantised weights with activations rounded to eight bits in groups, whose products are summed exactly
+//! within a group.
 //!
 //! An activation is `scale * q`, q in -127..=127 and the scale a 127th of its group's largest. A group of weights
 //! `s * (w - zero)` then adds `s * scale * (Σ w·q - zero * Σ q)`; one with a minimum `s * scale * Σ w·q + min * scale * Σ q`.
+//! Where the halves of a group have scales of their own, each half is such a sum.
 #![allow(unsafe_op_in_unsafe_fn, reason = "the contract of every function is that of the trait")]
 #![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers")]
 
 use std::marker::PhantomData;
 
 use super::super::isa::{Isa, Kernel, Simd};
-use super::super::matrix::{GROUP, Quantised};
+use super::super::matrix::{Factors, GROUP, Quantised};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::float::Widen;
-use super::{Method, Ready, each_row};
-
-/// Words of four bytes of a group of activations.
-const WORDS: usize = GROUP / 4;
-
-impl<Q: Quantised> Widen for Q {
-    #[inline(always)]
-    unsafe fn widen<S: Simd, const N: usize>(weights: *const u8, depth: usize, scratch: *mut f32) -> *const f32 {
-        let lanes = N * S::WIDTH;
-        for index in 0..depth / GROUP {
-            let record = weights.add(index * lanes * Q::LANE_BYTES);
-            let to = scratch.add(index * GROUP * lanes);
-            for n in 0..N {
-                let scale = scale::<S, Q>(record, lanes, n);
-                let min = if Q::HAS_MIN { min::<S, Q>(record, lanes, n) } else { S::splat(0.0) };
-                for word in 0..Q::DATA_BYTES / 4 {
-                    let numbers = S::load_words(record.add((word * lanes + n * S::WIDTH) * 4));
-                    let to = to.add(4 * word * lanes + n * S::WIDTH);
-                    if Q::HALF_BYTES {
-                        let (low, high) = S::nibbles(numbers);
-                        widen_word::<S, Q>(low, scale, min, to, lanes);
-                        widen_word::<S, Q>(high, scale, min, to.add(GROUP / 2 * lanes), lanes);
-                    } else {
-                        widen_word::<S, Q>(numbers, scale, min, to, lanes);
-                    }
-                }
-            }
-        }
-        scratch
-    }
-}
-
-#[inline(always)]
-unsafe fn scale<S: Simd, Q: Quantised>(record: *const u8, lanes: usize, n: usize) -> S::F {
-    S::load_f16(record.add(Q::DATA_BYTES * lanes + 2 * n * S::WIDTH))
-}
-
-#[inline(always)]
-unsafe fn min<S: Simd, Q: Quantised>(record: *const u8, lanes: usize, n: usize) -> S::F {
-    S::load_f16(record.add((Q::DATA_BYTES + 2) * lanes + 2 * n * S::WIDTH))
-}
-
-/// Four `k` of a vector of outputs, to places `lanes` apart.
-#[inline(always)]
-unsafe fn widen_word<S: Simd, Q: Quantised>(numbers: S::I, scale: S::F, min: S::F, to: *mut f32, lanes: usize) {
-    let values = [
-        S::byte_to_f32::<0>(numbers),
-        S::byte_to_f32::<8>(numbers),
-        S::byte_to_f32::<16>(numbers),
-        S::byte_to_f32::<24>(numbers),
-    ];
-    for (i, value) in values.into_iter().enumerate() {
-        let weight = if Q::HAS_MIN {
-            S::add(S::mul(scale, value), min)
-        } else {
-            S::mul(scale, S::sub(value, S::splat(f32::from(Q::ZERO))))
-        };
-        S::store(to.add(i * lanes), weight);
-    }
-}
+use super::groups::{Place, QUADS};
+use super::{Method, Ready, Stored, each_row};
 
 /// Quantised weights with quantised activations.
 pub struct Int8Dot<Q>(PhantomData<Q>);
 
 impl<Q: Quantised> Method for Int8Dot<Q> {
-    const WIDENS: bool = false;
+    const DOTS: bool = true;
 
     fn depth(_: usize, _: usize) -> usize {
         8 * GROUP
@@ -88,71 +30,116 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
         k / GROUP * size_of::<Activations>()
     }
 
-    #[inline(always)]
-    unsafe fn prepare<S: Simd, const N: usize>(weights: *const u8, _: usize, _: *mut f32) -> *const u8 {
-        weights
+    fn widens(_: usize, _: usize) -> bool {
+        false
     }
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd, const N: usize>(_: &Stored, _: *mut f32) {}
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize, const N: usize>(
         acc: &mut [[S::F; N]; R],
         x: *const u8,
         stride: usize,
-        &Ready { w, depth, ahead }: &Ready,
+        &Ready { stored, ahead, .. }: &Ready,
     ) -> usize {
-        let lanes = N * S::WIDTH;
-        let groups = depth.div_ceil(GROUP);
-        let lines = Q::DATA_BYTES / 4;
+        // Vectors whose sums are in registers at once, with some for the operands. What they add up to may wait in memory:
+        // it is needed once a group.
+        let together = const { if pairs::<S, Q>(R, N) { 2 } else { 1 } };
+        let groups = stored.depth.div_ceil(GROUP);
         for index in 0..groups {
-            let record = w.add(index * lanes * Q::LANE_BYTES);
-            let x = x.add(index * size_of::<Activations>());
-            let mut sums = [[S::splat_i32(0); N]; R];
-            for r in 0..R {
-                let x = &*x.add(r * stride).cast::<Activations>();
-                sums[r] = [S::splat_i32(-x.sum * i32::from(Q::ZERO)); N];
+            let place = Place::new::<Q>(&stored, N * S::WIDTH, stored.k / GROUP + index);
+            let rows = Rows { first: x.add(index * size_of::<Activations>()), stride };
+            for line in 0..2 * QUADS {
+                S::prefetch_second(ahead.wrapping_add(64 * (2 * QUADS * index + line)));
             }
-            for word in 0..Q::DATA_BYTES / 4 {
-                let place = ahead.wrapping_add(128 * (index * lines + word));
-                S::prefetch_second(place);
-                S::prefetch_second(place.wrapping_add(64));
-                let at = record.add(word * lanes * 4);
-                let mut low = [S::splat_i32(0); N];
-                let mut high = low;
-                for n in 0..N {
-                    let numbers = S::load_words(at.add(n * S::WIDTH * 4));
-                    (low[n], high[n]) = if Q::HALF_BYTES { S::nibbles(numbers) } else { (numbers, numbers) };
-                }
-                for r in 0..R {
-                    let q = (*x.add(r * stride).cast::<Activations>()).q.as_ptr().cast::<u8>();
-                    let first = S::splat_word(q.add(4 * word));
-                    for n in 0..N {
-                        sums[r][n] = if Q::HALF_BYTES {
-                            S::dot_u4(sums[r][n], low[n], first)
-                        } else {
-                            S::dot_u8(sums[r][n], low[n], first)
-                        };
-                    }
-                    if Q::HALF_BYTES {
-                        let second = S::splat_word(q.add(4 * (word + WORDS / 2)));
-                        for n in 0..N {
-                            sums[r][n] = S::dot_u4(sums[r][n], high[n], second);
-                        }
-                    }
-                }
-            }
-            for n in 0..N {
-                let scale = scale::<S, Q>(record, lanes, n);
-                for r in 0..R {
-                    let x = &*x.add(r * stride).cast::<Activations>();
-                    acc[r][n] = S::fma(S::from_i32(sums[r][n]), S::mul(scale, S::splat(x.scale)), acc[r][n]);
-                    if Q::HAS_MIN {
-                        let sum = S::splat(x.scale * x.sum as f32);
-                        acc[r][n] = S::fma(min::<S, Q>(record, lanes, n), sum, acc[r][n]);
-                    }
+            for n in (0..N).step_by(together) {
+                if const { pairs::<S, Q>(R, N) } {
+                    group::<S, Q, R, N, 2>(acc, rows, place, n);
+                } else {
+                    group::<S, Q, R, N, 1>(acc, rows, place, n);
                 }
             }
         }
-        128 * groups * lines
+        128 * QUADS * groups
+    }
+}
+
+/// Whether the sums of two vectors fit the registers.
+const fn pairs<S: Simd, Q: Quantised>(rows: usize, vectors: usize) -> bool {
+    vectors > 1 && 2 * rows * halves::<Q>() + 6 <= S::NUM_REGISTERS
+}
+
+/// Sums of a group that have a scale of their own.
+const fn halves<Q: Quantised>() -> usize {
+    match Q::KIND.factors {
+        Factors::Halves => 2,
+        Factors::None | Factors::ScaleAndMin => 1,
+    }
+}
+
+/// A group of activations in each of some rows, `stride` bytes apart.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: *const u8,
+    stride: usize,
+}
+
+impl Rows {
+    #[inline(always)]
+    unsafe fn row<'a>(self, r: usize) -> &'a Activations {
+        &*self.first.add(r * self.stride).cast()
+    }
+}
+
+/// One group of the vectors `first..first + T`.
+#[inline(always)]
+unsafe fn group<S: Simd, Q: Quantised, const R: usize, const N: usize, const T: usize>(
+    acc: &mut [[S::F; N]; R],
+    rows: Rows,
+    place: Place,
+    first: usize,
+) {
+    let mut sums = [[[S::splat_i32(0); 2]; T]; R];
+    for r in 0..R {
+        for half in 0..halves::<Q>() {
+            let correction = S::splat_i32(-rows.row(r).sum::<Q>(half) * i32::from(Q::KIND.zero));
+            for t in 0..T {
+                sums[r][t][half] = correction;
+            }
+        }
+    }
+    for quad in 0..QUADS {
+        let half = quad * halves::<Q>() / QUADS;
+        let mut numbers = [S::splat_i32(0); T];
+        for t in 0..T {
+            numbers[t] = place.numbers::<S, Q>(first + t, quad);
+        }
+        for r in 0..R {
+            let x = S::splat_word(rows.row(r).q.as_ptr().add(4 * quad).cast());
+            for t in 0..T {
+                let sum = &mut sums[r][t][half];
+                *sum = if Q::KIND.bits < 8 { S::dot_u7(*sum, numbers[t], x) } else { S::dot_u8(*sum, numbers[t], x) };
+            }
+        }
+    }
+    for t in 0..T {
+        let n = first + t;
+        for half in 0..halves::<Q>() {
+            let scale = place.scale::<S, Q>(n, half);
+            for r in 0..R {
+                let scale = S::mul(scale, S::splat(rows.row(r).scale));
+                acc[r][n] = S::fma(S::from_i32(sums[r][t][half]), scale, acc[r][n]);
+            }
+        }
+        if Q::KIND.has_min {
+            let min = place.min::<S, Q>(n);
+            for r in 0..R {
+                let x = rows.row(r);
+                acc[r][n] = S::fma(min, S::splat(x.scale * x.sum::<Q>(0) as f32), acc[r][n]);
+            }
+        }
     }
 }
 
@@ -162,7 +149,16 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
 struct Activations {
     q: [i8; GROUP],
     scale: f32,
-    sum: i32,
+    /// Of the halves of `q`.
+    sums: [i16; 2],
+}
+
+impl Activations {
+    /// The sum of `q`, or of this half where halves count.
+    #[inline(always)]
+    fn sum<Q: Quantised>(&self, half: usize) -> i32 {
+        i32::from(if halves::<Q>() == 2 { self.sums[half] } else { self.sums[0] + self.sums[1] })
+    }
 }
 
 /// Quantises rows of `k` values, a last group padded with zeros; gives their bytes and those of a row.
@@ -196,12 +192,12 @@ impl Kernel for Quantise<'_> {
             let largest = values.iter().fold(0f32, |max, x| if x.abs() > max { x.abs() } else { max });
             let scale = largest / 127.0;
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut sum = 0;
-            for (q, x) in to.q.iter_mut().zip(values) {
+            let mut sums = [0; 2];
+            for (k, (q, x)) in to.q.iter_mut().zip(values).enumerate() {
                 *q = (x * inverse).round_ties_even() as i8;
-                sum += i32::from(*q);
+                sums[2 * k / GROUP] += i16::from(*q);
             }
-            (to.scale, to.sum) = (scale, sum);
+            (to.scale, to.sums) = (scale, sums);
         }
     }
 }

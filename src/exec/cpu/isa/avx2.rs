@@ -107,6 +107,10 @@ impl Simd for Avx2 {
         _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
     }
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m256 {
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pair(p: *const u8) -> (__m256, __m256) {
         let both = _mm256_loadu_si256(p.cast());
         let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
@@ -148,14 +152,19 @@ impl Simd for Avx2 {
         _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
     }
     #[inline(always)]
-    unsafe fn dot_u4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    unsafe fn dot_u7(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         let pairs = _mm256_maddubs_epi16(w, x);
         _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn nibbles(v: __m256i) -> (__m256i, __m256i) {
-        let mask = _mm256_set1_epi8(15);
-        (_mm256_and_si256(v, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask))
+    unsafe fn bits(v: __m256i, left: i32, mask: u8) -> __m256i {
+        let count = _mm_cvtsi32_si128(left.abs());
+        let moved = if left < 0 { _mm256_srl_epi32(v, count) } else { _mm256_sll_epi32(v, count) };
+        _mm256_and_si256(moved, _mm256_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
+        _mm256_or_si256(a, b)
     }
     #[inline(always)]
     unsafe fn byte_to_f32<const BITS: u32>(v: __m256i) -> __m256 {

@@ -111,6 +111,10 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
     }
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pair(p: *const u8) -> (__m512, __m512) {
         let both = _mm512_loadu_si512(p.cast());
         let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
@@ -167,7 +171,7 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         _mm512_add_epi32(acc, _mm512_add_epi32(even, odd))
     }
     #[inline(always)]
-    unsafe fn dot_u4(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    unsafe fn dot_u7(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         if DOT {
             return _mm512_dpbusd_epi32(acc, w, x);
         }
@@ -175,9 +179,14 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn nibbles(v: __m512i) -> (__m512i, __m512i) {
-        let mask = _mm512_set1_epi8(15);
-        (_mm512_and_si512(v, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask))
+    unsafe fn bits(v: __m512i, left: i32, mask: u8) -> __m512i {
+        let count = _mm_cvtsi32_si128(left.abs());
+        let moved = if left < 0 { _mm512_srl_epi32(v, count) } else { _mm512_sll_epi32(v, count) };
+        _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_or_si512(a, b)
     }
     #[inline(always)]
     unsafe fn byte_to_f32<const BITS: u32>(v: __m512i) -> __m512 {

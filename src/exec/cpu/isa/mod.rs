@@ -81,14 +81,19 @@ impl Isa {
     /// Vectors of neighbouring outputs that a matrix kernel has in registers, for several rows at once.
     pub fn panel_vectors(self) -> usize {
         match self {
-            Isa::Scalar | Isa::Avx2 => 2,
-            Isa::Avx512 | Isa::Avx512Dot => 4,
+            Isa::Scalar | Isa::Avx2 => panel_vectors(16),
+            Isa::Avx512 | Isa::Avx512Dot => panel_vectors(32),
         }
     }
 
     /// Whether [`Simd::dot_bf16`] is there.
     pub fn has_dot(self) -> bool {
         self == Isa::Avx512Dot
+    }
+
+    /// The level that kernels without dot products need here: one less to compile.
+    pub fn without_dot(self) -> Isa {
+        self.min(Isa::Avx512)
     }
 
     /// Runs `kernel` with this level's instructions.
@@ -112,6 +117,11 @@ impl Isa {
             _ => unreachable!("{self} exists on x86-64 only"),
         }
     }
+}
+
+/// By the vector registers of the level.
+const fn panel_vectors(num_registers: usize) -> usize {
+    num_registers / 8
 }
 
 impl fmt::Display for Isa {
@@ -171,6 +181,10 @@ pub trait Simd: Copy {
     const WIDTH: usize;
     /// Vector registers of the level; decides the register block of the matrix kernels.
     const NUM_REGISTERS: usize;
+    /// [`Isa::panel_vectors`].
+    const PANEL_VECTORS: usize = panel_vectors(Self::NUM_REGISTERS);
+    /// Whether matrix kernels have several rows in registers: where there are none, this makes code and nothing else.
+    const TILES: bool = true;
     type F: Copy;
     /// `WIDTH` lanes of 32 bits: an integer, a pair of bfloat16, or four bytes.
     type I: Copy;
@@ -214,6 +228,8 @@ pub trait Simd: Copy {
     unsafe fn load_bf16(p: *const u8) -> Self::F;
     /// Widens `WIDTH` float16 values.
     unsafe fn load_f16(p: *const u8) -> Self::F;
+    /// Reads `WIDTH` bytes as numbers.
+    unsafe fn load_u8(p: *const u8) -> Self::F;
     /// Widens `2 * WIDTH` bfloat16 values into those at even and those at odd places.
     unsafe fn load_bf16_pair(p: *const u8) -> (Self::F, Self::F);
     /// Rounds to the nearest bfloat16, ties to even, and writes `WIDTH` of them. Subnormals may become zero.
@@ -232,10 +248,11 @@ pub trait Simd: Copy {
     unsafe fn from_i32(v: Self::I) -> Self::F;
     /// In each lane `acc` plus the products of four unsigned bytes with four signed ones (-127..=127), exactly.
     unsafe fn dot_u8(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
-    /// The same where the unsigned ones are below 16.
-    unsafe fn dot_u4(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
-    /// The low and the high four bits of every byte.
-    unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I);
+    /// The same where the unsigned ones are below 128.
+    unsafe fn dot_u7(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// Lanes shifted by `left` bits (to the right where negative), of whose bytes `mask` is kept.
+    unsafe fn bits(v: Self::I, left: i32, mask: u8) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     /// Byte `BITS / 8` of every lane, as a number.
     unsafe fn byte_to_f32<const BITS: u32>(v: Self::I) -> Self::F;
 

@@ -23,6 +23,7 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 impl Simd for Scalar {
     const WIDTH: usize = LANES;
     const NUM_REGISTERS: usize = 16;
+    const TILES: bool = false;
     type F = [f32; LANES];
     type I = [u32; LANES];
 
@@ -119,6 +120,11 @@ impl Simd for Scalar {
         each(|i| f16::from_bits(u16::from_le(bits[i])).to_f32())
     }
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::F {
+        let bytes = p.cast::<[u8; LANES]>().read_unaligned();
+        each(|i| f32::from(bytes[i]))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_pair(p: *const u8) -> (Self::F, Self::F) {
         let bits = p.cast::<[u32; LANES]>().read_unaligned();
         let even = each(|i| f32::from_bits(u32::from_le(bits[i]) << 16));
@@ -161,12 +167,17 @@ impl Simd for Scalar {
         acc
     }
     #[inline(always)]
-    unsafe fn dot_u4(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+    unsafe fn dot_u7(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         Self::dot_u8(acc, w, x)
     }
     #[inline(always)]
-    unsafe fn nibbles(v: Self::I) -> (Self::I, Self::I) {
-        (v.map(|x| x & 0x0f0f_0f0f), v.map(|x| x >> 4 & 0x0f0f_0f0f))
+    unsafe fn bits(v: Self::I, left: i32, mask: u8) -> Self::I {
+        let mask = u32::from_ne_bytes([mask; 4]);
+        v.map(|x| if left < 0 { x >> -left & mask } else { x << left & mask })
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
     unsafe fn byte_to_f32<const BITS: u32>(v: Self::I) -> Self::F {

@@ -1,202 +1,184 @@
 //! Groups of quantised weights: small integers that share a scale, and perhaps a minimum.
 //!
-//! A weight is `scale * (q - zero)`, or `scale * q + min`. The numbers and roundings are those of ggml's Q8_0, Q4_0 and
-//! Q4_1 blocks, so that a file's blocks are computed as they are.
-//!
-//! In a panel a group is a record: words of four neighbouring `k` for every lane, then the lanes' scales (float16), then
-//! their minima. Numbers below 16 stand in half bytes: `k` and `k + 16` share one.
+//! In a panel a record is what its groups share, for every lane (scales, then minima, float16), then group by group:
+//! words of four neighbouring `k` for every lane (the low four bits of `k` and `k + 16` in one byte, where numbers have
+//! fewer than eight), words of the bits above these four, and the lanes' factors.
 
 use std::ops::Range;
 
 use half::f16;
 
+use super::kind::{Factors, GROUP, HALF_ZERO, Kind};
 use super::{Layout, Panel};
-use crate::model::weights::Dtype;
+use crate::model::weights::{Dtype, blocks};
 
-/// Weights of a group.
-pub const GROUP: usize = 32;
-
-/// What makes one quantised format differ from another.
-pub trait Quantised {
-    /// Numbers are below 16 and stand in half bytes.
-    const HALF_BYTES: bool;
-    const HAS_MIN: bool;
-    /// The number that stands for zero, where there is no minimum.
-    const ZERO: u8;
-    /// Bytes of the numbers of one lane.
-    const DATA_BYTES: usize = if Self::HALF_BYTES { GROUP / 2 } else { GROUP };
-    /// Bytes of one lane's part of a record.
-    const LANE_BYTES: usize = Self::DATA_BYTES + if Self::HAS_MIN { 4 } else { 2 };
-}
-
-/// Eight bits, symmetric.
-pub struct Int8;
-/// Four bits, symmetric.
-pub struct Int4;
-/// Four bits above a minimum.
-pub struct Int4Min;
-
-impl Quantised for Int8 {
-    const HALF_BYTES: bool = false;
-    const HAS_MIN: bool = false;
-    const ZERO: u8 = 128;
-}
-
-impl Quantised for Int4 {
-    const HALF_BYTES: bool = true;
-    const HAS_MIN: bool = false;
-    const ZERO: u8 = 8;
-}
-
-impl Quantised for Int4Min {
-    const HALF_BYTES: bool = true;
-    const HAS_MIN: bool = true;
-    const ZERO: u8 = 0;
-}
-
-/// One lane's part of a record.
+/// One lane's part of a group, with what its record shares.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Group {
     pub numbers: [u8; GROUP],
     pub scale: f16,
     /// Zero where the format has none.
     pub min: f16,
+    /// As [`Factors`] says; zero where there are none.
+    pub factors: [u8; 2],
 }
 
 impl Group {
-    /// The nearest multiples of a 127th of the largest; `values` are at most [`GROUP`], the others count as zero.
-    pub fn int8(values: &[f32]) -> Group {
-        let largest = values.iter().fold(0f32, |max, x| max.max(x.abs()));
-        let scale = f16::from_f32(largest / 127.0);
-        let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-        let mut numbers = [Int8::ZERO; GROUP];
-        for (number, x) in numbers.iter_mut().zip(values) {
-            *number = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i32 as u8 ^ 0x80;
-        }
-        Group { numbers, scale, min: f16::ZERO }
-    }
-
-    /// Sixteen levels, of which the lowest or the highest is near the value of largest magnitude: that of some scales
-    /// that leaves the smallest sum of squared errors.
-    pub fn int4(values: &[f32]) -> Group {
-        let largest = values.iter().copied().fold(0f32, |max, x| if x.abs() > max.abs() { x } else { max });
-        let try_scale = |scale: f32| {
-            let scale = f16::from_f32(scale);
-            let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-            let mut group = Group { numbers: [Int4::ZERO; GROUP], scale, min: f16::ZERO };
-            let mut error = 0.0;
-            for (number, x) in group.numbers.iter_mut().zip(values) {
-                let q = (x * inverse).round_ties_even().clamp(-8.0, 7.0);
-                *number = (q + 8.0) as u8;
-                error += (x - q * scale.to_f32()).powi(2);
-            }
-            (error, group)
-        };
-        /// Levels at which the largest value may lie.
-        const PLACES: [f32; 5] = [-8.0, -7.5, -7.0, -8.5, -9.0];
-        let tries = PLACES.map(|place| try_scale(largest / place));
-        let best = tries.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-        best.map(|(_, group)| group).expect("some scales are tried")
-    }
-
-    /// A block of a file. Its numbers are those of `Q`, or have another zero.
-    pub fn of_block<Q: Quantised>(dtype: Dtype, block: &[u8]) -> Group {
+    /// Group `index` of a file's block. Its numbers are those of `kind`, or have another zero.
+    pub fn of_block(kind: Kind, dtype: Dtype, block: &[u8], index: usize) -> Group {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
-        let mut group = Group { numbers: [0; GROUP], scale: half(0), min: f16::ZERO };
-        let (data, zero) = match dtype {
-            Dtype::Q8_0 => (&block[2..], 0),
-            Dtype::Q5_0 => (&block[6..], 16),
-            Dtype::Q4_0 => (&block[2..], 8),
-            Dtype::Q4_1 => {
-                group.min = half(2);
-                (&block[4..], 0)
-            }
-            other => unreachable!("{other} blocks are no groups"),
+        let (scale, min) = match dtype {
+            Dtype::Q6K => (half(208), f16::ZERO),
+            Dtype::Q4_1 | Dtype::Q5_1 => (half(0), half(2)),
+            Dtype::Q4K | Dtype::Q5K => (half(0), -half(2)),
+            _ => (half(0), f16::ZERO),
         };
-        for (k, number) in group.numbers.iter_mut().enumerate() {
-            let number_of_file = match dtype {
-                Dtype::Q8_0 => data[k],
-                Dtype::Q5_0 => (data[k % 16] >> (k / 16 * 4)) & 15 | (block[2 + k / 8] >> (k % 8) & 1) << 4,
-                _ => (data[k % 16] >> (k / 16 * 4)) & 15,
-            };
-            *number = number_of_file.wrapping_sub(zero).wrapping_add(Q::ZERO);
-        }
-        group
+        let factors = match dtype {
+            Dtype::Q4K | Dtype::Q5K => blocks::scale_and_min(block, index).into(),
+            Dtype::Q6K => [0, 1].map(|half| block[192 + 2 * index + half].wrapping_add(HALF_ZERO)),
+            _ => [0; 2],
+        };
+        let zero = match dtype {
+            Dtype::Q4_0 => 8,
+            Dtype::Q5_0 => 16,
+            Dtype::Q6K => 32,
+            _ => 0,
+        };
+        let number = number_of_block(dtype, block, index);
+        let numbers = std::array::from_fn(|k| number(k).wrapping_sub(zero).wrapping_add(kind.zero));
+        Group { numbers, scale, min, factors }
     }
 
     /// Weight `k` of the group.
-    pub fn value<Q: Quantised>(&self, k: usize) -> f32 {
-        let (scale, number) = (self.scale.to_f32(), self.numbers[k]);
-        if Q::HAS_MIN {
-            scale * f32::from(number) + self.min.to_f32()
-        } else {
-            scale * (f32::from(number) - f32::from(Q::ZERO))
+    pub fn value(&self, kind: Kind, k: usize) -> f32 {
+        let (mut scale, mut min) = (self.scale.to_f32(), self.min.to_f32());
+        match kind.factors {
+            Factors::None => {}
+            Factors::ScaleAndMin => {
+                scale *= f32::from(self.factors[0]);
+                min *= f32::from(self.factors[1]);
+            }
+            Factors::Halves => {
+                scale *= f32::from(self.factors[2 * k / GROUP]) - f32::from(HALF_ZERO);
+            }
         }
+        let number = f32::from(self.numbers[k]);
+        if kind.has_min { scale * number + min } else { scale * (number - f32::from(kind.zero)) }
     }
 }
 
-/// Where a lane's part of record `index` is, in bytes of its panel.
+/// The numbers of group `index` of a file's block, where they lie as [`blocks`] says.
+fn number_of_block(dtype: Dtype, block: &[u8], index: usize) -> impl Fn(usize) -> u8 {
+    let of_pairs = move |data: usize, k: usize| (block[data + k % 16] >> (k / 16 * 4)) & 15;
+    let of_super = move |data: usize, k: usize| (block[data + index / 2 * 32 + k] >> (index % 2 * 4)) & 15;
+    let fifth = move |at: usize, k: usize| (block[at + k / 8] >> (k % 8) & 1) << 4;
+    move |k| match dtype {
+        Dtype::Q8_0 => block[2 + k],
+        Dtype::Q4_0 => of_pairs(2, k),
+        Dtype::Q4_1 => of_pairs(4, k),
+        Dtype::Q5_0 => of_pairs(6, k) | fifth(2, k),
+        Dtype::Q5_1 => of_pairs(8, k) | fifth(4, k),
+        Dtype::Q4K => of_super(16, k),
+        Dtype::Q5K => of_super(48, k) | (block[16 + k] >> index & 1) << 4,
+        Dtype::Q6K => {
+            let (half, quarter) = (index / 4, index % 4);
+            let low = block[64 * half + 32 * (quarter % 2) + k] >> (4 * (quarter / 2)) & 15;
+            low | (block[128 + 32 * half + k] >> (2 * quarter) & 3) << 4
+        }
+        other => unreachable!("{other} has no blocks"),
+    }
+}
+
+/// Where a lane's part of a group is, in bytes of its panel.
 struct Places {
-    record: usize,
+    kind: Kind,
     lane: usize,
     lanes: usize,
+    shared: usize,
+    group: usize,
 }
 
 impl Places {
-    fn new<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, index: usize) -> Places {
+    fn new(layout: &Layout, kind: Kind, panel: Panel, lane: usize, index: usize) -> Places {
         let lanes = panel.vectors * layout.width;
-        Places { record: index * lanes * Q::LANE_BYTES, lane, lanes }
+        Places { kind, lane, lanes, shared: kind.record(index) * lanes, group: kind.group(index) * lanes }
     }
 
     fn word(&self, word: usize) -> Range<usize> {
-        let start = self.record + (word * self.lanes + self.lane) * 4;
+        let start = self.group + (word * self.lanes + self.lane) * 4;
         start..start + 4
     }
 
-    fn scale<Q: Quantised>(&self) -> Range<usize> {
-        let start = self.record + Q::DATA_BYTES * self.lanes + 2 * self.lane;
+    /// Scale and minimum.
+    fn shared(&self, i: usize) -> Range<usize> {
+        let start = self.shared + 2 * (i * self.lanes + self.lane);
         start..start + 2
     }
 
-    fn min<Q: Quantised>(&self) -> Range<usize> {
-        let scale = self.scale::<Q>();
-        scale.start + 2 * self.lanes..scale.end + 2 * self.lanes
+    fn factor(&self, i: usize) -> usize {
+        self.group + (self.kind.data_bytes() + i) * self.lanes + self.lane
     }
 }
 
-/// Writes a lane's part of a record into the panel's bytes.
-pub fn put<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, index: usize, group: &Group, to: &mut [u8]) {
-    let places = Places::new::<Q>(layout, panel, lane, index);
-    for word in 0..Q::DATA_BYTES / 4 {
-        let byte = |i: usize| {
-            let k = 4 * word + i;
-            group.numbers[k] | if Q::HALF_BYTES { group.numbers[k + GROUP / 2] << 4 } else { 0 }
-        };
-        to[places.word(word)].copy_from_slice(&[byte(0), byte(1), byte(2), byte(3)]);
+/// Writes a lane's part of a group into the panel's bytes.
+pub fn put(layout: &Layout, kind: Kind, panel: Panel, lane: usize, index: usize, group: &Group, to: &mut [u8]) {
+    let places = Places::new(layout, kind, panel, lane, index);
+    for word in 0..kind.data_bytes() / 4 {
+        to[places.word(word)].copy_from_slice(&[0, 1, 2, 3].map(|i| data_byte(kind, &group.numbers, word, i)));
     }
-    to[places.scale::<Q>()].copy_from_slice(&group.scale.to_ne_bytes());
-    if Q::HAS_MIN {
-        to[places.min::<Q>()].copy_from_slice(&group.min.to_ne_bytes());
+    to[places.shared(0)].copy_from_slice(&group.scale.to_ne_bytes());
+    if kind.has_min {
+        to[places.shared(1)].copy_from_slice(&group.min.to_ne_bytes());
+    }
+    if kind.factors != Factors::None {
+        (to[places.factor(0)], to[places.factor(1)]) = (group.factors[0], group.factors[1]);
+    }
+}
+
+/// Byte `i` of a word of a group's data.
+fn data_byte(kind: Kind, numbers: &[u8; GROUP], word: usize, i: usize) -> u8 {
+    if !kind.has_half_bytes() {
+        return numbers[4 * word + i];
+    }
+    let both = |word: usize, part: fn(u8) -> u8| {
+        let k = 4 * word + i;
+        (part(numbers[k]), part(numbers[k + GROUP / 2]))
+    };
+    match word.checked_sub(4) {
+        None => {
+            let (low, high) = both(word, |number| number & 15);
+            low | high << 4
+        }
+        // Of the words of half bytes that share this one, each takes the next bits of either half.
+        Some(word) => (0..4 / kind.high_bits()).fold(0, |byte, place| {
+            let (low, high) = both(word * 4 / kind.high_bits() + place, |number| number >> 4);
+            byte | (low | high << 4) << (place * kind.high_bits())
+        }),
     }
 }
 
 /// Reads it back.
-pub fn get<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, index: usize, from: &[u8]) -> Group {
-    let places = Places::new::<Q>(layout, panel, lane, index);
+pub fn get(layout: &Layout, kind: Kind, panel: Panel, lane: usize, index: usize, from: &[u8]) -> Group {
+    let places = Places::new(layout, kind, panel, lane, index);
     let half = |range: Range<usize>| f16::from_ne_bytes([from[range.start], from[range.start + 1]]);
-    let min = if Q::HAS_MIN { half(places.min::<Q>()) } else { f16::ZERO };
-    let mut group = Group { numbers: [0; GROUP], scale: half(places.scale::<Q>()), min };
-    for word in 0..Q::DATA_BYTES / 4 {
-        for (i, &byte) in from[places.word(word)].iter().enumerate() {
-            let k = 4 * word + i;
-            if Q::HALF_BYTES {
-                (group.numbers[k], group.numbers[k + GROUP / 2]) = (byte & 15, byte >> 4);
-            } else {
-                group.numbers[k] = byte;
+    let min = if kind.has_min { half(places.shared(1)) } else { f16::ZERO };
+    let factors = if kind.factors == Factors::None { [0; 2] } else { [0, 1].map(|i| from[places.factor(i)]) };
+    let numbers = std::array::from_fn(|k| {
+        if !kind.has_half_bytes() {
+            return from[places.word(k / 4).start + k % 4];
+        }
+        let (half, word) = (k / 16 * 4, k % 16 / 4);
+        let byte = |word: usize| from[places.word(word).start + k % 4] >> half;
+        let low = byte(word) & 15;
+        match kind.high_bits() {
+            0 => low,
+            bits => {
+                let place = word * bits;
+                low | (byte(4 + place / 4) >> (place % 4) & ((1 << bits) - 1)) << 4
             }
         }
-    }
-    group
+    });
+    Group { numbers, scale: half(places.shared(0)), min, factors }
 }
 
 #[cfg(test)]
@@ -207,48 +189,26 @@ mod tests {
     use super::super::Format;
     use super::*;
 
-    fn error<Q: Quantised>(group: &Group, values: &[f32]) -> f32 {
-        values.iter().enumerate().map(|(k, x)| (x - group.value::<Q>(k)).abs()).fold(0.0, f32::max)
-    }
-
     proptest! {
         #[test]
-        fn a_rounded_weight_is_near(values in prop::collection::vec(-3f32..3.0, 1..=GROUP)) {
-            let largest = values.iter().fold(0f32, |max, x| max.max(x.abs()));
-            // Half a level, and what float16 takes from the scale.
-            let bound = |levels: f32| largest / levels * 0.5 + largest * 1e-3 + 1e-6;
-            prop_assert!(error::<Int8>(&Group::int8(&values), &values) <= bound(127.0));
-            // Values at the far end are cut to the last level.
-            prop_assert!(error::<Int4>(&Group::int4(&values), &values) <= 3.0 * bound(7.0));
-        }
-
-        #[test]
         fn a_group_is_found_where_it_was_put(
-            numbers: [u8; GROUP], scale in -9f32..9.0, min in -9f32..9.0, row in 0usize..40,
+            numbers: [u8; GROUP], scale in -9f32..9.0, min in -9f32..9.0, factors: [u8; 2], row in 0usize..40,
+            index in 0usize..10,
         ) {
-            let (scale, min) = (f16::from_f32(scale), f16::from_f32(min));
-            for isa in Isa::available() {
-                let layout = |format| Layout::new(isa, format, 40, 3 * GROUP);
-                let (eight, four) = (layout(Format::Int8), layout(Format::Int4Min));
-                let (panel, lane) = eight.place(row);
-                let mut to = vec![0; eight.panel_bytes(panel).len()];
-                let group = Group { numbers, scale, min: f16::ZERO };
-                put::<Int8>(&eight, panel, lane, 2, &group, &mut to);
-                prop_assert_eq!(get::<Int8>(&eight, panel, lane, 2, &to), group);
-                let (panel, lane) = four.place(row);
-                let mut to = vec![0; four.panel_bytes(panel).len()];
-                let group = Group { numbers: numbers.map(|n| n & 15), scale, min };
-                put::<Int4Min>(&four, panel, lane, 1, &group, &mut to);
-                prop_assert_eq!(get::<Int4Min>(&four, panel, lane, 1, &to), group);
+            for (isa, format) in Isa::available().flat_map(|isa| Format::QUANTISED.map(|format| (isa, format))) {
+                let kind = format.kind().unwrap();
+                let layout = Layout::new(isa, format, 40, 10 * GROUP);
+                let group = Group {
+                    numbers: numbers.map(|number| number >> (8 - kind.bits)),
+                    scale: f16::from_f32(scale),
+                    min: if kind.has_min { f16::from_f32(min) } else { f16::ZERO },
+                    factors: if kind.factors == Factors::None { [0; 2] } else { factors },
+                };
+                let (panel, lane) = layout.place(row);
+                let mut to = vec![0; layout.panel_bytes(panel).len()];
+                put(&layout, kind, panel, lane, index, &group, &mut to);
+                prop_assert_eq!(get(&layout, kind, panel, lane, index, &to), group, "{:?}", format);
             }
         }
-    }
-
-    #[test]
-    fn int4_weights_that_are_levels_stay() {
-        let values: Vec<f32> = (0..GROUP).map(|k| (k % 16) as f32 - 8.0).collect();
-        assert_eq!(error::<Int4>(&Group::int4(&values), &values), 0.0);
-        assert_eq!(Group::int4(&[0.0; GROUP]).value::<Int4>(3), 0.0);
-        assert_eq!(Group::int8(&[0.0; GROUP]).value::<Int8>(3), 0.0);
     }
 }

@@ -8,14 +8,18 @@
 //! fill no panel stand in panels of one vector, the last of them padded with zeros.
 
 mod group;
+mod kind;
 mod pack;
+mod round;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-pub use self::group::{GROUP, Int4, Int4Min, Int8, Quantised};
+pub use self::kind::{
+    Factors, GROUP, HALF_ZERO, Int4, Int4Min, Int4Super, Int5, Int5Min, Int5Super, Int6Super, Int8, Kind, Quantised,
+};
 
 use super::isa::Isa;
 use super::memory::Pages;
@@ -23,10 +27,18 @@ use crate::model::weights::Tensor;
 
 /// `[out, in]`, shared: a clone refers to the same bytes, also in another executor of the same level.
 #[derive(Clone)]
-pub struct CpuMatrix(Arc<Packed>);
+pub struct CpuMatrix(Arc<Sections>);
 
-struct Packed {
-    layout: Layout,
+struct Sections {
+    rows: usize,
+    cols: usize,
+    sections: Vec<Section>,
+}
+
+/// Neighbouring outputs of one format: a file may hold q in one and v in another.
+pub struct Section {
+    pub first_row: usize,
+    pub layout: Layout,
     bytes: Pages,
 }
 
@@ -36,32 +48,69 @@ pub enum Format {
     F32,
     F16,
     Bf16,
-    /// Groups of [`GROUP`], 8.5 bits a weight.
+    /// 8.5 bits a weight.
     Int8,
     /// 4.5 bits.
     Int4,
-    /// 5 bits.
-    Int4Min,
+    /// 5 bits where a group has a scale and a minimum of its own; 4.5 and 4.25 where 2 or 4 of them share these.
+    Int4Min(usize),
+    /// 5.5 bits.
+    Int5,
+    /// 6 bits.
+    Int5Min,
+    /// 4.625 bits.
+    Int4Super,
+    /// 5.625 bits.
+    Int5Super,
+    /// 6.5625 bits.
+    Int6Super,
 }
 
 impl Format {
-    /// Neighbouring `k` of an output that stand together.
-    pub fn depth_step(self) -> usize {
+    /// Those with a [`Kind`].
+    #[cfg(test)]
+    pub const QUANTISED: [Format; 10] = [
+        Format::Int8,
+        Format::Int4,
+        Format::Int4Min(1),
+        Format::Int4Min(2),
+        Format::Int4Min(4),
+        Format::Int5,
+        Format::Int5Min,
+        Format::Int4Super,
+        Format::Int5Super,
+        Format::Int6Super,
+    ];
+
+    /// What a quantised format is made of.
+    pub fn kind(self) -> Option<Kind> {
         match self {
-            Format::F32 | Format::F16 => 1,
-            Format::Bf16 => 2,
-            Format::Int8 | Format::Int4 | Format::Int4Min => GROUP,
+            Format::F32 | Format::F16 | Format::Bf16 => None,
+            Format::Int8 => Some(Int8::KIND),
+            Format::Int4 => Some(Int4::KIND),
+            Format::Int4Min(groups) => Some(Kind { groups, ..Int4Min::KIND }),
+            Format::Int5 => Some(Int5::KIND),
+            Format::Int5Min => Some(Int5Min::KIND),
+            Format::Int4Super => Some(Int4Super::KIND),
+            Format::Int5Super => Some(Int5Super::KIND),
+            Format::Int6Super => Some(Int6Super::KIND),
         }
     }
 
-    /// Bytes of these.
-    fn step_bytes(self) -> usize {
+    /// Neighbouring `k` of an output that stand together.
+    fn depth_step(self) -> usize {
         match self {
-            Format::F32 | Format::Bf16 => 4,
-            Format::F16 => 2,
-            Format::Int8 => Int8::LANE_BYTES,
-            Format::Int4 => Int4::LANE_BYTES,
-            Format::Int4Min => Int4Min::LANE_BYTES,
+            Format::Bf16 => 2,
+            other => other.kind().map_or(1, Kind::len),
+        }
+    }
+
+    /// Bytes of a lane up to this `k`.
+    fn lane_bytes(self, k: usize) -> usize {
+        match self {
+            Format::F32 => 4 * k,
+            Format::F16 | Format::Bf16 => 2 * k,
+            other => other.kind().map_or(0, |kind| kind.lane_bytes(k)),
         }
     }
 }
@@ -101,9 +150,9 @@ impl Layout {
         self.cols.next_multiple_of(self.format.depth_step())
     }
 
-    /// Bytes of a lane from its first `k` up to this one, a multiple of the format's step.
+    /// Bytes of a lane from its first `k` up to this one: an even one, and a whole number of groups.
     pub fn lane_bytes(&self, k: usize) -> usize {
-        k / self.format.depth_step() * self.format.step_bytes()
+        self.format.lane_bytes(k)
     }
 
     /// Outputs of a whole panel.
@@ -158,45 +207,70 @@ impl CpuMatrix {
     /// Stacks `parts` by rows and packs them for `isa`, on all cores. Panics where they are no matrices of one width (the
     /// decoder checks the shapes of the checkpoint first).
     ///
-    /// `format`: `None` as the parts have it.
+    /// `format`: `None` as each part has it.
     pub fn new(isa: Isa, parts: &[Tensor], format: Option<Format>) -> CpuMatrix {
-        CpuMatrix(Arc::new(pack::pack(isa, parts, format.unwrap_or_else(|| pack::format_of(parts)))))
+        let cols = parts[0].shape.last().copied().unwrap_or(0);
+        for tensor in parts {
+            assert_eq!(tensor.shape.len(), 2, "{} is no matrix: shape {:?}", tensor.name, tensor.shape);
+            assert_eq!(tensor.shape[1], cols, "{} and {} differ in width", tensor.name, parts[0].name);
+        }
+        let format_of = |part: &Tensor| format.unwrap_or_else(|| pack::format_of(part.dtype));
+        let (mut rows, mut sections) = (0, Vec::new());
+        for parts in parts.chunk_by(|a, b| format_of(a) == format_of(b)) {
+            let num_rows = parts.iter().map(|part| part.shape[0]).sum();
+            let layout = Layout::new(isa, format_of(&parts[0]), num_rows, cols);
+            sections.push(Section { first_row: rows, layout, bytes: pack::pack(&layout, parts) });
+            rows += num_rows;
+        }
+        CpuMatrix(Arc::new(Sections { rows, cols, sections }))
     }
 
-    pub fn layout(&self) -> &Layout {
-        &self.0.layout
+    /// One for each run of outputs in one format, in order.
+    pub fn sections(&self) -> &[Section] {
+        &self.0.sections
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.0.layout.rows
+        self.0.rows
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        self.0.layout.cols
-    }
-
-    /// The first of the [`Layout`]'s bytes, aligned to a cache line.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.0.bytes.as_bytes().as_ptr()
+        self.0.cols
     }
 
     /// `to = row * scale`, gathered from the row's panel: for embeddings. `to` has `cols` values.
     pub fn read_row(&self, row: usize, scale: f32, to: &mut [f32]) {
-        let layout = &self.0.layout;
-        assert!(row < layout.rows, "row {row} of a matrix with {} rows", layout.rows);
-        assert_eq!(to.len(), layout.cols, "width of a row");
+        assert!(row < self.rows(), "row {row} of a matrix with {} rows", self.rows());
+        assert_eq!(to.len(), self.cols(), "width of a row");
+        let section = self.sections().partition_point(|section| section.first_row <= row) - 1;
+        let section = &self.sections()[section];
+        section.read_row(row - section.first_row, scale, to);
+    }
+}
+
+impl Section {
+    /// The first of the [`Layout`]'s bytes, aligned to a cache line.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.bytes.as_bytes().as_ptr()
+    }
+
+    fn read_row(&self, row: usize, scale: f32, to: &mut [f32]) {
+        let layout = &self.layout;
         let (panel, lane) = layout.place(row);
-        let bytes = &self.0.bytes.as_bytes()[layout.panel_bytes(panel)];
+        let bytes = &self.bytes.as_bytes()[layout.panel_bytes(panel)];
         let place = |k: usize| layout.element(panel, lane, k);
-        match layout.format {
-            Format::F32 => gather(bytes, to, place, |b| f32::from_ne_bytes(b) * scale),
-            Format::F16 => gather(bytes, to, place, |b| f16::from_ne_bytes(b).to_f32() * scale),
-            Format::Bf16 => gather(bytes, to, place, |b| bf16::from_ne_bytes(b).to_f32() * scale),
-            Format::Int8 => gather_groups::<Int8>(layout, panel, lane, bytes, scale, to),
-            Format::Int4 => gather_groups::<Int4>(layout, panel, lane, bytes, scale, to),
-            Format::Int4Min => gather_groups::<Int4Min>(layout, panel, lane, bytes, scale, to),
+        match (layout.format, layout.format.kind()) {
+            (_, Some(kind)) => {
+                for (index, to) in to.chunks_mut(GROUP).enumerate() {
+                    let group = group::get(layout, kind, panel, lane, index, bytes);
+                    to.iter_mut().enumerate().for_each(|(k, x)| *x = group.value(kind, k) * scale);
+                }
+            }
+            (Format::F16, _) => gather(bytes, to, place, |b| f16::from_ne_bytes(b).to_f32() * scale),
+            (Format::Bf16, _) => gather(bytes, to, place, |b| bf16::from_ne_bytes(b).to_f32() * scale),
+            _ => gather(bytes, to, place, |b| f32::from_ne_bytes(b) * scale),
         }
     }
 }
@@ -206,13 +280,6 @@ fn gather<const N: usize>(bytes: &[u8], to: &mut [f32], place: impl Fn(usize) ->
     to.iter_mut().enumerate().for_each(|(k, x)| *x = read(elements[place(k)]));
 }
 
-fn gather_groups<Q: Quantised>(layout: &Layout, panel: Panel, lane: usize, bytes: &[u8], scale: f32, to: &mut [f32]) {
-    for (index, to) in to.chunks_mut(GROUP).enumerate() {
-        let group = group::get::<Q>(layout, panel, lane, index, bytes);
-        to.iter_mut().enumerate().for_each(|(k, x)| *x = group.value::<Q>(k) * scale);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +287,7 @@ mod tests {
     #[test]
     fn panels_follow_each_other_and_every_output_has_its_place() {
         for isa in Isa::available() {
-            for format in [Format::F32, Format::F16, Format::Bf16, Format::Int8, Format::Int4Min] {
+            for format in [Format::F32, Format::F16, Format::Bf16].into_iter().chain(Format::QUANTISED) {
                 for rows in [1, 7, 8, 16, 17, 63, 64, 65, 130, 200] {
                     let layout = Layout::new(isa, format, rows, 9);
                     let (mut row, mut byte) = (0, 0);
@@ -237,6 +304,19 @@ mod tests {
                     let lane = layout.lane_bytes(layout.depth());
                     assert_eq!(rows.next_multiple_of(layout.width) * lane, byte, "{isa}: padding to a vector, no more");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_file_take_a_twentieth_more_memory_at_most() {
+        use crate::model::weights::Dtype::*;
+        for isa in Isa::available() {
+            for dtype in [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4K, Q5K, Q6K] {
+                let (rows, cols) = (160, 512);
+                let (file, packed) =
+                    (rows * dtype.row_bytes(cols), Layout::new(isa, pack::format_of(dtype), rows, cols).bytes());
+                assert!(packed >= file && packed * 20 <= file * 21, "{isa} {dtype}: {file} bytes become {packed}");
             }
         }
     }

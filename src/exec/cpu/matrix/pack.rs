@@ -3,28 +3,24 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::isa::Isa;
 use super::super::memory::{Pages, Shared};
-use super::group::{self, GROUP, Group, Int4, Int4Min, Int8, Quantised};
-use super::{Format, Layout, Packed, Panel};
+use super::group::{self, Group};
+use super::kind::{GROUP, Kind};
+use super::round::{self, Range};
+use super::{Format, Layout, Panel};
 use crate::model::weights::{Dtype, Tensor};
 
-/// Packs the rows of `parts`, stacked.
-pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
-    let cols = parts[0].shape.last().copied().unwrap_or(0);
+/// Packs the rows of `parts`, stacked: as many of them and as wide as the layout says.
+pub(super) fn pack(layout: &Layout, parts: &[Tensor]) -> Pages {
     let mut first_rows = Vec::with_capacity(parts.len());
-    let mut rows = 0;
-    for tensor in parts {
-        assert_eq!(tensor.shape.len(), 2, "{} is no matrix: shape {:?}", tensor.name, tensor.shape);
-        assert_eq!(tensor.shape[1], cols, "{} and {} differ in width", tensor.name, parts[0].name);
-        first_rows.push(rows);
-        rows += tensor.shape[0];
-    }
-    let layout = Layout::new(isa, format, rows, cols);
+    parts.iter().fold(0, |row, part| {
+        first_rows.push(row);
+        row + part.shape[0]
+    });
     let mut bytes = Pages::new(layout.bytes());
     let to = Shared::new(bytes.as_bytes_mut());
     (0..layout.num_panels()).into_par_iter().for_each_init(
-        || vec![0.0; cols],
+        || vec![0.0; layout.cols],
         |values, index| {
             let panel = layout.panel(index);
             let range = layout.panel_bytes(panel);
@@ -33,14 +29,14 @@ pub(super) fn pack(isa: Isa, parts: &[Tensor], format: Format) -> Packed {
             for lane in 0..panel.num_rows {
                 let row = panel.first_row + lane;
                 let part = first_rows.partition_point(|first| *first <= row) - 1;
-                let lane = Lane { layout: &layout, panel, lane };
+                let lane = Lane { layout, panel, lane };
                 lane.write(&parts[part], row - first_rows[part], values, to);
             }
             release(parts, &first_rows, panel);
         },
     );
     parts.iter().for_each(Tensor::release);
-    Packed { layout, bytes }
+    bytes
 }
 
 /// Gives a panel's rows back as soon as they are packed, so that a large matrix is never in memory twice.
@@ -54,17 +50,27 @@ fn release(parts: &[Tensor], first_rows: &[usize], panel: Panel) {
     }
 }
 
-/// The format in which weights stand in memory so that no number changes: a file's own, where the kernels know it.
-pub(super) fn format_of(parts: &[Tensor]) -> Format {
-    let all = |dtypes: &[Dtype]| parts.iter().all(|part| dtypes.contains(&part.dtype));
-    match () {
-        _ if all(&[Dtype::F16]) => Format::F16,
-        _ if all(&[Dtype::Bf16]) => Format::Bf16,
-        _ if all(&[Dtype::Q4_0]) => Format::Int4,
-        _ if all(&[Dtype::Q4_1]) => Format::Int4Min,
-        _ if all(&[Dtype::Q8_0, Dtype::Q5_0, Dtype::Q4_0]) => Format::Int8,
-        _ => Format::F32,
+/// The format in which weights stand in memory so that no number changes: the file's own.
+pub(super) fn format_of(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::F32 => Format::F32,
+        Dtype::F16 => Format::F16,
+        Dtype::Bf16 => Format::Bf16,
+        Dtype::Q8_0 => Format::Int8,
+        Dtype::Q4_0 => Format::Int4,
+        Dtype::Q4_1 => Format::Int4Min(1),
+        Dtype::Q5_0 => Format::Int5,
+        Dtype::Q5_1 => Format::Int5Min,
+        Dtype::Q4K => Format::Int4Super,
+        Dtype::Q5K => Format::Int5Super,
+        Dtype::Q6K => Format::Int6Super,
     }
+}
+
+/// Whether a file's numbers are some of the format's, with the same scales.
+fn holds(format: Format, dtype: Dtype) -> bool {
+    dtype.is_quantised() && format_of(dtype) == format
+        || format == Format::Int8 && matches!(dtype, Dtype::Q5_0 | Dtype::Q4_0)
 }
 
 /// Where a row goes.
@@ -78,21 +84,17 @@ impl Lane<'_> {
     /// `to` is the panel; `values` has room for a row.
     fn write(&self, from: &Tensor, row: usize, values: &mut [f32], to: &mut [u8]) {
         let format = self.layout.format;
-        match (from.dtype, format) {
-            (Dtype::Q8_0 | Dtype::Q5_0 | Dtype::Q4_0, Format::Int8) => {
-                return self.copy::<Int8>(from, row, to);
-            }
-            (Dtype::Q4_0, Format::Int4) => return self.copy::<Int4>(from, row, to),
-            (Dtype::Q4_1, Format::Int4Min) => return self.copy::<Int4Min>(from, row, to),
-            _ => from.read_row(row, values),
+        if let Some(kind) = format.kind().filter(|_| holds(format, from.dtype)) {
+            return self.copy(kind, from, row, to);
         }
+        from.read_row(row, values);
         match format {
             Format::F32 => self.scatter(values, to, f32::to_ne_bytes),
             Format::F16 => self.scatter(values, to, |x| f16::from_f32(x).to_ne_bytes()),
             Format::Bf16 => self.scatter(values, to, |x| bf16::from_f32(x).to_ne_bytes()),
-            Format::Int8 => self.round::<Int8>(values, Group::int8, to),
-            Format::Int4 => self.round::<Int4>(values, Group::int4, to),
-            Format::Int4Min => unreachable!("only a file's own blocks have minima"),
+            Format::Int8 => self.round(values, round::symmetric, to),
+            Format::Int4Min(_) => self.round(values, round::sixteen_levels, to),
+            other => unreachable!("{other:?} is what files have, not what is rounded to"),
         }
     }
 
@@ -101,18 +103,26 @@ impl Lane<'_> {
         values.iter().enumerate().for_each(|(k, &x)| to[self.layout.element(self.panel, self.lane, k)] = element(x));
     }
 
-    fn round<Q: Quantised>(&self, values: &[f32], group: impl Fn(&[f32]) -> Group, to: &mut [u8]) {
-        for (index, values) in values.chunks(GROUP).enumerate() {
-            group::put::<Q>(self.layout, self.panel, self.lane, index, &group(values), to);
+    fn round(&self, values: &[f32], range: impl Fn(&[f32]) -> Range, to: &mut [u8]) {
+        let Some(kind) = self.layout.format.kind() else { return };
+        for (record, values) in values.chunks(kind.len()).enumerate() {
+            let range = range(values);
+            for (index, values) in (record * kind.groups..).zip(values.chunks(GROUP)) {
+                group::put(self.layout, kind, self.panel, self.lane, index, &range.group(kind, values), to);
+            }
         }
     }
 
     /// The file's blocks as groups: the same numbers, scales and minima in other places.
-    fn copy<Q: Quantised>(&self, from: &Tensor, row: usize, to: &mut [u8]) {
+    fn copy(&self, kind: Kind, from: &Tensor, row: usize, to: &mut [u8]) {
         let row_bytes = from.dtype.row_bytes(self.layout.cols);
         let blocks = from.data()[row * row_bytes..][..row_bytes].chunks_exact(from.dtype.block_bytes());
-        for (index, block) in blocks.enumerate() {
-            group::put::<Q>(self.layout, self.panel, self.lane, index, &Group::of_block::<Q>(from.dtype, block), to);
+        let per_block = from.dtype.block_len() / GROUP;
+        for (index, block) in (0..).step_by(per_block).zip(blocks) {
+            for i in 0..per_block {
+                let group = Group::of_block(kind, from.dtype, block, i);
+                group::put(self.layout, kind, self.panel, self.lane, index + i, &group, to);
+            }
         }
     }
 }

@@ -14,12 +14,12 @@ const NUM_EXPERTS: usize = 5;
 fn row_wise(ops: &mut CpuOps, x: &CpuRows, w: &Weights) -> Vec<f32> {
     let norm = ops.load_vector(&w.norm);
     let bias = ops.load_vector(&w.bias);
-    let gate_up = ops.load_matrix(&w.gate_up);
-    let down = ops.load_matrix(std::slice::from_ref(&w.down));
+    let gate_up = ops.load_matrix(Role::Projection, &w.gate_up);
+    let down = ops.load_matrix(Role::Projection, std::slice::from_ref(&w.down));
     let experts = MoeWeights {
-        router: ops.load_matrix(std::slice::from_ref(&w.router)),
+        router: ops.load_matrix(Role::Router, std::slice::from_ref(&w.router)),
         gate_up: vec![gate_up.clone(); NUM_EXPERTS],
-        down: w.expert_downs.iter().map(|d| ops.load_matrix(std::slice::from_ref(d))).collect(),
+        down: w.expert_downs.iter().map(|d| ops.load_matrix(Role::Projection, std::slice::from_ref(d))).collect(),
     };
     let moe = MoeSpec {
         num_experts: NUM_EXPERTS,
@@ -105,6 +105,30 @@ fn quantised_weights_change_nothing_about_that() {
     }
 }
 
+/// As they stand in a GGUF file, q and v in different ones.
+#[test]
+fn blocks_of_a_file_change_nothing_about_that() {
+    let (outputs, k) = (90, 768);
+    for (i, dtype) in BLOCK_DTYPES.into_iter().enumerate() {
+        for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
+            let mut random = Random(10);
+            let other = random.blocks(BLOCK_DTYPES[(i + 1) % BLOCK_DTYPES.len()], 35, k);
+            let parts = [random.blocks(dtype, outputs, k), other];
+            let x = random.rows(BATCH, k);
+            let (mut one, mut two) = (computing(isa, compute, 1), computing(isa, compute, 2));
+            let w = one.load_matrix(Role::Projection, &parts);
+            let (mut together, mut alone) = (CpuRows::default(), CpuRows::default());
+            two.matmul(&x, &w, None, &mut together);
+            for rows in [0..1, 1..3, 32..33, 3..8, 10..29] {
+                let part = CpuRows::from_values(x.values()[rows.start * k..rows.end * k].to_vec(), k);
+                one.matmul(&part, &w, None, &mut alone);
+                let same = &together.values()[rows.start * (outputs + 35)..rows.end * (outputs + 35)];
+                assert_eq!(bits(alone.values()), bits(same), "{isa} {compute} {dtype}, rows {rows:?}");
+            }
+        }
+    }
+}
+
 /// Long enough for several row blocks of the matrix kernel and several column chunks.
 #[test]
 fn row_blocks_and_column_chunks_change_nothing() {
@@ -115,7 +139,7 @@ fn row_blocks_and_column_chunks_change_nothing() {
         let x = random.rows(rows, k);
         let mut whole = CpuRows::default();
         let mut parallel = computing(isa, compute, 3);
-        let w = parallel.load_matrix(&[tensor]);
+        let w = parallel.load_matrix(Role::Projection, &[tensor]);
         parallel.matmul(&x, &w, None, &mut whole);
         let mut ops = computing(isa, compute, 1);
         for row in [0, 1, 63, 64, 68, 127, 149] {

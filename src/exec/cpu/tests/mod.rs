@@ -13,6 +13,8 @@ use super::*;
 use crate::model::weights::{Bytes, Dtype};
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+pub const BLOCK_DTYPES: [Dtype; 8] =
+    [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
 /// Seeded numbers: the same test data on every machine.
 pub struct Random(pub u64);
@@ -62,6 +64,32 @@ impl Random {
     }
 }
 
+impl Random {
+    /// A matrix of random blocks, whose weights are below one or so.
+    pub fn blocks(&mut self, dtype: Dtype, rows: usize, cols: usize) -> Tensor {
+        let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(cols)).map(|_| self.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let mut put = |at: usize, largest: f32| {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(largest * self.value()).to_le_bytes());
+            };
+            match dtype {
+                Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q5_0 => put(0, 0.01),
+                Dtype::Q4_1 | Dtype::Q5_1 => {
+                    put(0, 0.01);
+                    put(2, 0.1);
+                }
+                Dtype::Q4K | Dtype::Q5K => {
+                    put(0, 1e-3);
+                    put(2, 1e-2);
+                }
+                _ => put(208, 3e-4),
+            }
+        }
+        let all = 0..bytes.len();
+        Tensor::new("blocks".into(), dtype, vec![rows, cols], Arc::new(bytes), all)
+    }
+}
+
 struct Owned(Vec<u8>);
 
 impl Bytes for Owned {
@@ -85,7 +113,7 @@ pub fn ways() -> impl Iterator<Item = (Isa, Compute)> {
 
 /// The same with quantised weights.
 pub fn quantised_ways() -> impl Iterator<Item = CpuOptions> {
-    let formats = [Format::Int8, Format::Int4];
+    let formats = [Format::Int8, Format::Int4Min(1), Format::Int4Min(4)];
     let ways = Isa::available().flat_map(|isa| [Compute::F32, Compute::Int8].map(|compute| (isa, compute)));
     ways.flat_map(move |(isa, compute)| {
         formats.map(|format| CpuOptions { threads: 1, isa: Some(isa), compute, weights: Some(format) })
@@ -117,10 +145,28 @@ fn options_are_checked_and_forks_share_weights() {
     assert_eq!((second.threads(), second.isa()), (1, Isa::detect()));
     let mut random = Random(1);
     let (tensor, _) = random.tensor(Dtype::Bf16, 40, 50);
-    let w = first.load_matrix(&[tensor]);
+    let w = first.load_matrix(Role::Projection, &[tensor]);
     let x = random.rows(3, 50);
     let (mut a, mut b) = (CpuRows::default(), CpuRows::default());
     first.matmul(&x, &w, None, &mut a);
     second.matmul(&x, &w.clone(), None, &mut b);
     assert_eq!(bits(a.values()), bits(b.values()));
+}
+
+/// Rounding asked for is rounding of what stands in layers: routers stay, embedding and head keep eight bits.
+#[test]
+fn routers_embeddings_and_heads_are_spared() {
+    let mut random = Random(2);
+    let (plain, _) = random.tensor(Dtype::Bf16, 3, 256);
+    let five_bits = random.blocks(Dtype::Q5K, 3, 256);
+    let formats = |weights, tensor: &Tensor| {
+        let mut ops = CpuOps::new(CpuOptions { weights: Some(weights), ..CpuOptions::default() }).unwrap();
+        [Role::Projection, Role::Embedding, Role::Head, Role::Router]
+            .map(|role| ops.load_matrix(role, std::slice::from_ref(tensor)).sections()[0].layout.format)
+    };
+    let (four, eight) = (Format::Int4Min(2), Format::Int8);
+    assert_eq!(formats(four, &plain), [four, eight, eight, Format::Bf16]);
+    assert_eq!(formats(four, &five_bits), [four, Format::Int5Super, Format::Int5Super, Format::Int5Super]);
+    assert_eq!(formats(eight, &plain), [eight, eight, eight, Format::Bf16]);
+    assert_eq!(formats(Format::F32, &plain), [Format::F32; 4]);
 }

@@ -6,6 +6,17 @@ fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// Activations as groups of eight-bit numbers, by the definition.
+fn rounded(x: &CpuRows) -> Vec<f32> {
+    let mut rounded = x.values().to_vec();
+    for group in rounded.chunks_mut(x.width()).flat_map(|row| row.chunks_mut(32)) {
+        let largest = group.iter().fold(0f32, |max, x| max.max(x.abs()));
+        let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        group.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
+    }
+    rounded
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -32,7 +43,7 @@ proptest! {
         let exact_rounded = twins::matmul(&rounded, &w, k, bias.as_deref());
         for (isa, compute) in ways() {
             let mut ops = computing(isa, compute, 1);
-            let w = ops.load_matrix(&tensors);
+            let w = ops.load_matrix(Role::Projection, &tensors);
             let bias = bias.as_deref().map(|b| ops.load_vector(b));
             let mut out = CpuRows::default();
             ops.matmul(&x, &w, bias.as_ref(), &mut out);
@@ -50,17 +61,12 @@ proptest! {
         let mut random = Random(seed);
         let (tensor, values) = random.tensor(Dtype::F32, outputs, k);
         let x = random.rows(rows, k);
-        // The activations as groups of eight-bit numbers, by the definition.
-        let mut rounded = x.values().to_vec();
-        for group in rounded.chunks_mut(k).flat_map(|row| row.chunks_mut(32)) {
-            let scale = group.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
-            group.iter_mut().for_each(|x| *x = if scale > 0.0 { (*x / scale).round_ties_even() * scale } else { 0.0 });
-        }
+        let rounded = rounded(&x);
         for isa in Isa::available() {
             for compute in [Compute::F32, Compute::Int8] {
-                let weights = Some(if four_bits { Format::Int4 } else { Format::Int8 });
+                let weights = Some(if four_bits { Format::Int4Min(2) } else { Format::Int8 });
                 let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), compute, weights }).unwrap();
-                let w = ops.load_matrix(std::slice::from_ref(&tensor));
+                let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
                 let batch = Batch { tokens: (0..outputs as u32).collect(), ..Batch::default() };
                 let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
                 ops.embed(&batch, &w, 1.0, &mut stored);
@@ -125,7 +131,7 @@ proptest! {
         let batch = Batch { tokens, ..Batch::default() };
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
-            let table = ops.load_matrix(std::slice::from_ref(&tensor));
+            let table = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
             let mut out = ops.new_rows();
             ops.embed(&batch, &table, scale, &mut out);
             assert_close(out.values(), &exact, 1e-6, "embed");
@@ -168,9 +174,9 @@ proptest! {
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
             let weights = MoeWeights {
-                router: ops.load_matrix(std::slice::from_ref(&router)),
-                gate_up: experts.iter().map(|[(gate, _), (up, _)]| ops.load_matrix(&[gate.clone(), up.clone()])).collect(),
-                down: downs.iter().map(|(down, _)| ops.load_matrix(std::slice::from_ref(down))).collect(),
+                router: ops.load_matrix(Role::Router, std::slice::from_ref(&router)),
+                gate_up: experts.iter().map(|[(gate, _), (up, _)]| ops.load_matrix(Role::Projection, &[gate.clone(), up.clone()])).collect(),
+                down: downs.iter().map(|(down, _)| ops.load_matrix(Role::Projection, std::slice::from_ref(down))).collect(),
             };
             let mut out = ops.new_rows();
             ops.moe(&x, &weights, &moe, Activation::Silu, &mut out);
@@ -190,13 +196,13 @@ fn equal_router_logits_choose_the_lower_experts() {
     let (row, _) = random.tensor(Dtype::F32, 1, hidden);
     let mut load = |random: &mut Random, rows: usize, cols: usize| {
         let (tensor, _) = random.tensor(Dtype::F32, rows, cols);
-        ops.load_matrix(&[tensor])
+        ops.load_matrix(Role::Projection, &[tensor])
     };
     let gate_up: Vec<_> = (0..4).map(|_| load(&mut random, 6, hidden)).collect();
     let down: Vec<_> = (0..4).map(|_| load(&mut random, hidden, 3)).collect();
-    let router = ops.load_matrix(&vec![row.clone(); 4]);
+    let router = ops.load_matrix(Role::Router, &vec![row.clone(); 4]);
     let four = MoeWeights { router, gate_up: gate_up.clone(), down: down.clone() };
-    let router = ops.load_matrix(&vec![row; 2]);
+    let router = ops.load_matrix(Role::Router, &vec![row; 2]);
     let two = MoeWeights { router, gate_up: gate_up[..2].to_vec(), down: down[..2].to_vec() };
     let moe = |num_experts| MoeSpec { num_experts, experts_per_token: 2, intermediate_size: 3, renormalise: true };
     let (mut a, mut b) = (ops.new_rows(), ops.new_rows());
@@ -210,34 +216,54 @@ fn equal_router_logits_choose_the_lower_experts() {
     assert_ne!(bits(a.values()), bits(b.values()));
 }
 
-/// Every kind of block that the kernels take as it is: the embedding shows each number exactly, products come near.
+/// Every kind of block: the embedding shows each number exactly, products come near.
 #[test]
 fn blocks_of_a_file_are_computed_as_they_are() {
-    let (rows, k) = (21, 96);
-    for dtype in [Dtype::Q8_0, Dtype::Q5_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_1] {
+    let rows = 85;
+    for (dtype, k) in BLOCK_DTYPES.into_iter().flat_map(|dtype| [1, 3].map(|n| (dtype, n * dtype.block_len()))) {
         let mut random = Random(11);
-        let mut bytes: Vec<u8> = (0..rows * dtype.row_bytes(k)).map(|_| random.next() as u8).collect();
-        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-            block[..2].copy_from_slice(&f16::from_f32(0.01 * random.value()).to_le_bytes());
-            if matches!(dtype, Dtype::Q4_1 | Dtype::Q5_1) {
-                block[2..4].copy_from_slice(&f16::from_f32(0.1 * random.value()).to_le_bytes());
+        let tensor = random.blocks(dtype, rows, k);
+        for num_rows in [1, 7] {
+            let x = random.rows(num_rows, k);
+            let exact = |x: &[f32]| twins::matmul(x, &tensor.to_f32(), k, None);
+            let (plain, rounded) = (exact(x.values()), exact(&rounded(&x)));
+            for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
+                let mut ops = computing(isa, compute, 1);
+                let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
+                let batch = Batch { tokens: (0..rows as u32).collect(), ..Batch::default() };
+                let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
+                ops.embed(&batch, &w, 1.0, &mut stored);
+                assert_eq!(bits(stored.values()), bits(&tensor.to_f32()), "{isa} {dtype}");
+                ops.matmul(&x, &w, None, &mut out);
+                let exact = if compute == Compute::Int8 { &rounded } else { &plain };
+                assert_close(out.values(), exact, 1e-4, &format!("{isa} {compute} {dtype}"));
             }
         }
-        let all = 0..bytes.len();
-        let tensor = Tensor::new("blocks".into(), dtype, vec![rows, k], Arc::new(bytes), all);
-        let x = random.rows(7, k);
-        let exact = twins::matmul(x.values(), &tensor.to_f32(), k, None);
-        for (isa, compute, tolerance) in
-            Isa::available().flat_map(|isa| [(isa, Compute::F32, 2e-5), (isa, Compute::Int8, 3e-2)])
-        {
-            let mut ops = computing(isa, compute, 1);
-            let w = ops.load_matrix(std::slice::from_ref(&tensor));
-            let batch = Batch { tokens: (0..rows as u32).collect(), ..Batch::default() };
-            let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
-            ops.embed(&batch, &w, 1.0, &mut stored);
-            assert_eq!(bits(stored.values()), bits(&tensor.to_f32()), "{isa} {dtype}");
-            ops.matmul(&x, &w, None, &mut out);
-            assert_close(out.values(), &exact, tolerance, &format!("{isa} {compute} {dtype}"));
+    }
+}
+
+/// What the kernels make of a weight is the file's number to the bit: each is multiplied with one, and added to nothing.
+#[test]
+fn kernels_widen_blocks_exactly() {
+    let (rows, k) = (85, 512);
+    for dtype in BLOCK_DTYPES {
+        let tensor = Random(12).blocks(dtype, rows, k);
+        let values = tensor.to_f32();
+        for (isa, num_rows) in Isa::available().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            let mut ops = ops(isa, 1);
+            let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
+            let mut out = ops.new_rows();
+            for first in (0..k).step_by(num_rows).filter(|first| first + num_rows <= k) {
+                let mut units = vec![0.0; num_rows * k];
+                (0..num_rows).for_each(|row| units[row * k + first + row] = 1.0);
+                ops.matmul(&CpuRows::from_values(units, k), &w, None, &mut out);
+                for (row, got) in out.values().chunks(rows).enumerate() {
+                    for (output, got) in got.iter().enumerate() {
+                        let value = values[output * k + first + row];
+                        assert!(*got == value, "{isa} {dtype}: {got}, not {value}");
+                    }
+                }
+            }
         }
     }
 }
@@ -245,23 +271,32 @@ fn blocks_of_a_file_are_computed_as_they_are() {
 /// As a GGUF file may store q and v.
 #[test]
 fn parts_of_several_dtypes_are_one_matrix() {
-    let (mut random, k) = (Random(5), 64);
+    let (mut random, k) = (Random(5), 256);
     let (plain, mut w) = random.tensor(Dtype::Bf16, 3, k);
-    let mut block = |_| {
-        let quants = random.values(32).into_iter().map(|x| (x * 127.0) as i8 as u8).collect();
-        [f16::from_f32(0.01).to_le_bytes().to_vec(), quants].concat()
-    };
-    let blocks: Vec<u8> = (0..5 * k / 32).flat_map(&mut block).collect();
-    let all = 0..blocks.len();
-    let quantised = Tensor::new("q".into(), Dtype::Q8_0, vec![5, k], Arc::new(blocks), all);
-    w.extend(quantised.to_f32());
-    let x = random.rows(2, k);
-    let exact = twins::matmul(x.values(), &w, k, None);
-    for isa in Isa::available() {
-        let mut ops = ops(isa, 1);
-        let w = ops.load_matrix(&[plain.clone(), quantised.clone()]);
-        let mut out = CpuRows::default();
-        ops.matmul(&x, &w, None, &mut out);
-        assert_close(ops.read(&out), &exact, 2e-5, &isa.to_string());
+    let parts = BLOCK_DTYPES.map(|dtype| random.blocks(dtype, 21, k));
+    parts.iter().for_each(|part| w.extend(part.to_f32()));
+    let parts = [&[plain], &parts[..]].concat();
+    let bias = random.values(w.len() / k);
+    for (rows, threads) in [(2, 1), (3, 2), (40, 2)] {
+        let x = random.rows(rows, k);
+        // The first part is no blocks, so its activations stay as they are.
+        let mut rounded = twins::matmul(&rounded(&x), &w, k, Some(&bias));
+        let plain = twins::matmul(x.values(), &w, k, Some(&bias));
+        for (rounded, plain) in rounded.chunks_mut(bias.len()).zip(plain.chunks(bias.len())) {
+            rounded[..3].copy_from_slice(&plain[..3]);
+        }
+        for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
+            let exact = if compute == Compute::Int8 { &rounded } else { &plain };
+            let mut ops = computing(isa, compute, threads);
+            let (matrix, bias) = (ops.load_matrix(Role::Projection, &parts), ops.load_vector(&bias));
+            let mut out = CpuRows::default();
+            ops.matmul(&x, &matrix, Some(&bias), &mut out);
+            assert_close(ops.read(&out), exact, 1e-4, &format!("{isa} {compute}"));
+            let mut row = vec![0.0; k];
+            for output in [0, 2, 3, 23, 24, 24 + 7 * 21 - 1, 24 + 7 * 21 - 22] {
+                matrix.read_row(output, 1.0, &mut row);
+                assert_eq!(row, w[output * k..][..k], "{isa}: row {output}");
+            }
+        }
     }
 }
