@@ -42,7 +42,8 @@ fn kv(word: &str) -> Result<KvDtype, String> {
     match word {
         "f32" => Ok(KvDtype::F32),
         "bf16" => Ok(KvDtype::Bf16),
-        other => Err(format!("kv: {other} is none of f32, bf16")),
+        "int8" => Ok(KvDtype::Int8),
+        other => Err(format!("kv: {other} is none of f32, bf16, int8")),
     }
 }
 
