@@ -194,7 +194,7 @@ mod rounded {
 
     #[test]
     fn demo() {
-        check("demo", Compute::Int8, Format::Int4);
+        check("demo", Compute::Int8, Format::Int4Min(2));
     }
 }
 
