@@ -5,7 +5,8 @@
 use super::super::isa::{Isa, Kernel, Simd};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
-use super::{Method, Ready, Stored, each_row};
+use super::each_row;
+use super::tile::{Method, Ready, Stored};
 
 pub struct Bf16Dot;
 

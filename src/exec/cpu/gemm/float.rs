@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::super::isa::Simd;
 use super::super::isa::element::{Bf16, Element, F16, F32};
-use super::{MAX_BLOCK_VALUES, Method, Ready, Stored};
+use super::tile::{MAX_BLOCK_VALUES, Method, Ready, Stored};
 
 /// Up to so many rows weights are not widened first.
 const MAX_DIRECT_ROWS: usize = 2;

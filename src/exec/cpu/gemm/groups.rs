@@ -4,8 +4,8 @@
 
 use super::super::isa::Simd;
 use super::super::matrix::{Factors, GROUP, HALF_ZERO, Kind, Quantised};
-use super::Stored;
 use super::float::{Visit, Widen};
+use super::tile::Stored;
 
 /// Words of four neighbouring numbers in a group.
 pub const QUADS: usize = GROUP / 4;

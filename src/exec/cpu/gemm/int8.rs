@@ -13,8 +13,9 @@ use super::super::isa::{Isa, Kernel, Simd};
 use super::super::matrix::{Factors, GROUP, Quantised};
 use super::super::memory::{Scratch, Shared};
 use super::super::pool::Pool;
+use super::each_row;
 use super::groups::{Place, QUADS};
-use super::{Method, Ready, Stored, each_row};
+use super::tile::{Method, Ready, Stored};
 
 /// Quantised weights with quantised activations.
 pub struct Int8Dot<Q>(PhantomData<Q>);
