@@ -22,7 +22,8 @@ pub struct Place {
 impl Place {
     #[inline(always)]
     pub unsafe fn new<Q: Quantised>(&Stored { panel, groups, .. }: &Stored, lanes: usize, index: usize) -> Place {
-        let kind = Kind { groups, ..Q::KIND };
+        // Only these have a number of groups that is not the type's, one by which to divide.
+        let kind = if const { Q::KIND.is_fitted() } { Kind { groups, ..Q::KIND } } else { Q::KIND };
         Place { shared: panel.add(kind.record(index) * lanes), group: panel.add(kind.group(index) * lanes), lanes }
     }
 

@@ -47,7 +47,7 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
     ) -> usize {
         // Vectors whose sums are in registers at once, with some for the operands. What they add up to may wait in memory:
         // it is needed once a group.
-        let together = const { if pairs::<S, Q>(R, N) { 2 } else { 1 } };
+        let together = const { together::<S, Q>(R, N) };
         let groups = stored.depth.div_ceil(GROUP);
         for index in 0..groups {
             let place = Place::new::<Q>(&stored, N * S::WIDTH, stored.k / GROUP + index);
@@ -55,21 +55,30 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
             for line in 0..2 * QUADS {
                 S::prefetch_second(ahead.wrapping_add(64 * (2 * QUADS * index + line)));
             }
-            for n in (0..N).step_by(together) {
-                if const { pairs::<S, Q>(R, N) } {
-                    group::<S, Q, R, N, 2>(acc, rows, place, n);
-                } else {
-                    group::<S, Q, R, N, 1>(acc, rows, place, n);
+            let mut n = 0;
+            while n < N {
+                match together {
+                    4 => group::<S, Q, R, N, 4>(acc, rows, place, n),
+                    2 => group::<S, Q, R, N, 2>(acc, rows, place, n),
+                    _ => group::<S, Q, R, N, 1>(acc, rows, place, n),
                 }
+                n += together;
             }
         }
         128 * QUADS * groups
     }
 }
 
-/// Whether the sums of two vectors fit the registers.
-const fn pairs<S: Simd, Q: Quantised>(rows: usize, vectors: usize) -> bool {
-    vectors > 1 && 2 * rows * halves::<Q>() + 6 <= S::NUM_REGISTERS
+/// How many vectors' sums are in registers at once, of so many: all where these fill them, and what they add up to waits
+/// in memory anyway; else two where that has room beside them too.
+const fn together<S: Simd, Q: Quantised>(rows: usize, vectors: usize) -> usize {
+    let sums = rows * halves::<Q>();
+    let fills = 4 * sums + 6 <= S::NUM_REGISTERS && 8 * sums > S::NUM_REGISTERS;
+    match vectors {
+        4 if fills && rows > 4 => 4,
+        2.. if 2 * sums + 6 <= S::NUM_REGISTERS => 2,
+        _ => 1,
+    }
 }
 
 /// Sums of a group that have a scale of their own.

@@ -39,6 +39,11 @@ impl Kind {
         self.bits < 8
     }
 
+    /// Whether records of other numbers of groups are made of this kind: where weights are rounded here, not by a file.
+    pub const fn is_fitted(self) -> bool {
+        self.bits == 4 && self.has_min && matches!(self.factors, Factors::None)
+    }
+
     /// Bits of a number that do not fit half a byte.
     pub const fn high_bits(self) -> usize {
         self.bits - 4
