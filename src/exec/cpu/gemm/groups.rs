@@ -22,7 +22,7 @@ pub struct Place {
 impl Place {
     #[inline(always)]
     pub unsafe fn new<Q: Quantised>(&Stored { panel, groups, .. }: &Stored, lanes: usize, index: usize) -> Place {
-        // Only these have a number of groups that is not the type's, one by which to divide.
+        // Only these have a number of groups that is not the type's.
         let kind = if const { Q::KIND.is_fitted() } { Kind { groups, ..Q::KIND } } else { Q::KIND };
         Place { shared: panel.add(kind.record(index) * lanes), group: panel.add(kind.group(index) * lanes), lanes }
     }
@@ -37,20 +37,20 @@ impl Place {
         S::load_u8(self.group.add((Q::KIND.data_bytes() + i) * self.lanes + n * S::WIDTH))
     }
 
-    /// The numbers from `4 * quad` on, one in each byte.
+    /// Four numbers of this half of the group from its `4 * word` on, one in each byte.
     #[inline(always)]
-    pub unsafe fn numbers<S: Simd, Q: Quantised>(&self, n: usize, quad: usize) -> S::I {
+    pub unsafe fn numbers<S: Simd, Q: Quantised, const HALF: usize>(&self, n: usize, word: usize) -> S::I {
         if !Q::KIND.has_half_bytes() {
-            return self.word::<S>(n, quad);
+            return self.word::<S>(n, QUADS / 2 * HALF + word);
         }
-        let (half, word) = (quad / 4, quad % 4);
-        let low = S::bits(self.word::<S>(n, word), -4 * half as i32, 15);
+        // The half is a constant, so that the shift is one.
+        let low = S::bits(self.word::<S>(n, word), -4 * HALF as i32, 15);
         let bits = Q::KIND.high_bits();
         if bits == 0 {
             return low;
         }
         let place = word * bits;
-        let left = if half == 0 { 4 } else { 0 } - (place % 4) as i32;
+        let left = if HALF == 0 { 4 } else { 0 } - (place % 4) as i32;
         let high = S::bits(self.word::<S>(n, 4 + place / 4), left, ((1 << bits) - 1) << 4);
         S::or(low, high)
     }
@@ -88,30 +88,36 @@ impl<Q: Quantised> Widen for Q {
         let first = stored.k / GROUP;
         for index in first..first + stored.depth / GROUP {
             let place = Place::new::<Q>(stored, N * S::WIDTH, index);
-            for half in 0..2 {
-                let mut scale = [S::splat(0.0); N];
-                let mut min = scale;
-                for n in 0..N {
-                    scale[n] = place.scale::<S, Q>(n, half);
-                    min[n] = if Q::KIND.has_min {
-                        place.min::<S, Q>(n)
-                    } else {
-                        S::mul(scale[n], S::splat(-f32::from(Q::KIND.zero)))
-                    };
-                }
-                for quad in half * QUADS / 2..(half + 1) * QUADS / 2 {
-                    let mut numbers = [S::splat_i32(0); N];
-                    for n in 0..N {
-                        numbers[n] = place.numbers::<S, Q>(n, quad);
-                    }
-                    let k = (index - first) * GROUP + 4 * quad;
-                    visit.take(k, weights::<S, 0, N>(&numbers, &scale, &min));
-                    visit.take(k + 1, weights::<S, 8, N>(&numbers, &scale, &min));
-                    visit.take(k + 2, weights::<S, 16, N>(&numbers, &scale, &min));
-                    visit.take(k + 3, weights::<S, 24, N>(&numbers, &scale, &min));
-                }
-            }
+            visit_half::<S, Q, V, N, 0>(place, (index - first) * GROUP, visit);
+            visit_half::<S, Q, V, N, 1>(place, (index - first) * GROUP + GROUP / 2, visit);
         }
+    }
+}
+
+/// Half a group, whose first weight is `k`.
+#[inline(always)]
+unsafe fn visit_half<S: Simd, Q: Quantised, V: Visit<S, N>, const N: usize, const HALF: usize>(
+    place: Place,
+    k: usize,
+    visit: &mut V,
+) {
+    let mut scale = [S::splat(0.0); N];
+    let mut min = scale;
+    for n in 0..N {
+        scale[n] = place.scale::<S, Q>(n, HALF);
+        min[n] =
+            if Q::KIND.has_min { place.min::<S, Q>(n) } else { S::mul(scale[n], S::splat(-f32::from(Q::KIND.zero))) };
+    }
+    for word in 0..QUADS / 2 {
+        let mut numbers = [S::splat_i32(0); N];
+        for n in 0..N {
+            numbers[n] = place.numbers::<S, Q, HALF>(n, word);
+        }
+        let k = k + 4 * word;
+        visit.take(k, weights::<S, 0, N>(&numbers, &scale, &min));
+        visit.take(k + 1, weights::<S, 8, N>(&numbers, &scale, &min));
+        visit.take(k + 2, weights::<S, 16, N>(&numbers, &scale, &min));
+        visit.take(k + 3, weights::<S, 24, N>(&numbers, &scale, &min));
     }
 }
 

@@ -69,13 +69,15 @@ impl<Q: Quantised> Method for Int8Dot<Q> {
     }
 }
 
-/// How many vectors' sums are in registers at once, of so many: all where these fill them, and what they add up to waits
-/// in memory anyway; else two where that has room beside them too.
+/// How many vectors' sums are in registers at once, of so many: all where what they add up to has room beside them, and
+/// where it must wait in memory anyway; else two, if they fit.
 const fn together<S: Simd, Q: Quantised>(rows: usize, vectors: usize) -> usize {
     let sums = rows * halves::<Q>();
-    let fills = 4 * sums + 6 <= S::NUM_REGISTERS && 8 * sums > S::NUM_REGISTERS;
+    let have_room = 4 * (sums + rows) + 6 <= S::NUM_REGISTERS;
+    // Half bytes are taken apart once for all vectors of a word, so that four rows gain more by it than they lose.
+    let fill = (rows > 4 || Q::KIND.has_half_bytes()) && 4 * sums + 6 <= S::NUM_REGISTERS;
     match vectors {
-        4 if fills && rows > 4 => 4,
+        4 if have_room || fill => 4,
         2.. if 2 * sums + 6 <= S::NUM_REGISTERS => 2,
         _ => 1,
     }
@@ -120,20 +122,8 @@ unsafe fn group<S: Simd, Q: Quantised, const R: usize, const N: usize, const T: 
             }
         }
     }
-    for quad in 0..QUADS {
-        let half = quad * halves::<Q>() / QUADS;
-        let mut numbers = [S::splat_i32(0); T];
-        for t in 0..T {
-            numbers[t] = place.numbers::<S, Q>(first + t, quad);
-        }
-        for r in 0..R {
-            let x = S::splat_word(rows.row(r).q.as_ptr().add(4 * quad).cast());
-            for t in 0..T {
-                let sum = &mut sums[r][t][half];
-                *sum = if Q::KIND.bits < 8 { S::dot_u7(*sum, numbers[t], x) } else { S::dot_u8(*sum, numbers[t], x) };
-            }
-        }
-    }
+    dot_half::<S, Q, R, T, 0>(&mut sums, rows, place, first);
+    dot_half::<S, Q, R, T, 1>(&mut sums, rows, place, first);
     for t in 0..T {
         let n = first + t;
         for half in 0..halves::<Q>() {
@@ -148,6 +138,30 @@ unsafe fn group<S: Simd, Q: Quantised, const R: usize, const N: usize, const T: 
             for r in 0..R {
                 let x = rows.row(r);
                 acc[r][n] = S::fma(min, S::splat(x.scale * x.sum::<Q>(0) as f32), acc[r][n]);
+            }
+        }
+    }
+}
+
+/// Adds the products of half a group to the sums that it belongs to.
+#[inline(always)]
+unsafe fn dot_half<S: Simd, Q: Quantised, const R: usize, const T: usize, const HALF: usize>(
+    sums: &mut [[[S::I; 2]; T]; R],
+    rows: Rows,
+    place: Place,
+    first: usize,
+) {
+    let half = if halves::<Q>() == 2 { HALF } else { 0 };
+    for word in 0..QUADS / 2 {
+        let mut numbers = [S::splat_i32(0); T];
+        for t in 0..T {
+            numbers[t] = place.numbers::<S, Q, HALF>(first + t, word);
+        }
+        for r in 0..R {
+            let x = S::splat_word(rows.row(r).q.as_ptr().add(GROUP / 2 * HALF + 4 * word).cast());
+            for t in 0..T {
+                let sum = &mut sums[r][t][half];
+                *sum = if Q::KIND.bits < 8 { S::dot_u7(*sum, numbers[t], x) } else { S::dot_u8(*sum, numbers[t], x) };
             }
         }
     }

@@ -15,7 +15,7 @@ pub struct Kind {
     /// The number that stands for zero where there is no minimum, else 0.
     pub zero: u8,
     pub has_min: bool,
-    /// Groups of a record.
+    /// Groups of a record: a power of two.
     pub groups: usize,
     pub factors: Factors,
 }
@@ -77,12 +77,13 @@ impl Kind {
 
     /// Bytes of a lane from its first record to that of this group.
     pub const fn record(self, group: usize) -> usize {
-        group / self.groups * self.record_bytes()
+        // A shift: kernels find a group often, and the number may be known only at run time.
+        (group >> self.groups.trailing_zeros()) * self.record_bytes()
     }
 
     /// Bytes of a lane from its first record to this group's numbers.
     pub const fn group(self, group: usize) -> usize {
-        self.record(group) + self.shared_bytes() + group % self.groups * self.group_bytes()
+        self.record(group) + self.shared_bytes() + (group & (self.groups - 1)) * self.group_bytes()
     }
 
     /// Weights of a record.
