@@ -56,8 +56,9 @@ impl Drafter {
         Self { lookup: PromptLookup::new(config.min_ngram, config.max_ngram), guess: None, rates }
     }
 
-    /// Takes in the tokens that have come since the last call; they say how good its guesses were, to its lane too. The first call, and
-    /// those at which the table doubles, cost time in proportion to the sequence; any other, to what has come.
+    /// Takes in the tokens that have come since the last call; they say how good its guesses were, to its lane too. The
+    /// first call, and those at which the table doubles, cost time in proportion to the sequence; any other, to what has
+    /// come.
     pub fn catch_up(&mut self, tokens: TokenParts<'_>, of_all: &mut Rates) {
         let known = self.lookup.num_tokens();
         self.lookup.reserve(tokens.len());

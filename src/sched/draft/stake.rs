@@ -1,8 +1,8 @@
 //! Whether one more drafted row pays in a step.
 //!
 //! A step that only decodes gives so many tokens in so much time. A row more gives another token with some chance, and
-//! costs what a row costs: it pays while it brings tokens clearly faster than the step does without it. On a device that waits for
-//! memory rows are nearly free and long drafts pay; on one that computes all the time only sure ones do.
+//! costs what a row costs: it pays while it brings tokens clearly faster than the step does without it. On a device that
+//! waits for memory rows are nearly free and long drafts pay; on one that computes all the time only sure ones do.
 
 /// Tokens that a row must be expected to bring, in those that its time brings without it: what is measured is not exact,
 /// and a draft that only just pays gains nothing.
