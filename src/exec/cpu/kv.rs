@@ -1,7 +1,8 @@
 //! The KV cache's memory.
 //!
-//! Per layer two regions, `[block][kv_head]` of one tile each, in words of four bytes, so that a product reads a vector of
-//! them and needs no horizontal sums:
+//! One region, `[block][layer][kv_head]` of a tile of K and one of V. (Not a region for each layer: a short sequence would
+//! touch, and have the system zero, a large page of every one.) Tiles are of words of four bytes, so that a product reads a
+//! vector of them and needs no horizontal sums:
 //! - K as `[head_dim / n][BLOCK_TOKENS]`, a word holding `n` neighbouring dimensions of a token;
 //! - V as `[BLOCK_TOKENS / n][dims]`, a word holding one dimension of `n` neighbouring tokens; `dims` is `head_dim` rounded
 //!   up to a vector, the rest zero.
@@ -25,7 +26,13 @@ const MAX_BYTE: f32 = 127.0;
 
 /// K and V bytes of one block in all layers; `None` where no address space could hold it.
 pub fn kv_bytes_per_block(spec: &Spec, dtype: KvDtype) -> Option<usize> {
-    tile_bytes(spec.head_dim, dtype)?.checked_mul(2)?.checked_mul(spec.num_kv_heads)?.checked_mul(spec.layers.len())
+    tile_bytes(spec.head_dim, dtype)?.checked_mul(2)?.checked_mul(pairs_per_block(spec)?)
+}
+
+/// Pairs of tiles from a block to the next: those of all layers and heads, and if need be one more, to make them odd. A
+/// multiple of a large power of two would lay all blocks of a head on the same few sets of the caches.
+fn pairs_per_block(spec: &Spec) -> Option<usize> {
+    Some(spec.num_kv_heads.checked_mul(spec.layers.len())? | 1)
 }
 
 /// Values of a row of V.
@@ -43,17 +50,14 @@ fn tile_bytes(head_dim: usize, dtype: KvDtype) -> Option<usize> {
 }
 
 pub struct KvCache {
-    layers: Vec<LayerKv>,
+    region: Pages,
     dtype: KvDtype,
     num_blocks: usize,
+    num_layers: usize,
     num_kv_heads: usize,
+    pairs_per_block: usize,
     head_dim: usize,
     tile_bytes: usize,
-}
-
-struct LayerKv {
-    k: Pages,
-    v: Pages,
 }
 
 impl KvCache {
@@ -62,16 +66,18 @@ impl KvCache {
         let head_dim = spec.head_dim;
         assert!(head_dim.is_multiple_of(2) && head_dim <= MAX_HEAD_DIM, "heads of {head_dim} dimensions");
         let tile_bytes = tile_bytes(head_dim, dtype);
-        let region = tile_bytes.and_then(|b| b.checked_mul(spec.num_kv_heads)?.checked_mul(num_blocks));
-        let (Some(tile_bytes), Some(region)) = (tile_bytes, region) else {
+        let region = kv_bytes_per_block(spec, dtype).and_then(|b| b.checked_mul(num_blocks));
+        let (Some(tile_bytes), Some(region), Some(pairs_per_block)) = (tile_bytes, region, pairs_per_block(spec))
+        else {
             panic!("{num_blocks} KV blocks are more than the address space holds: lower kv.memory");
         };
-        let layer = || LayerKv { k: Pages::new(region), v: Pages::new(region) };
         KvCache {
-            layers: spec.layers.iter().map(|_| layer()).collect(),
+            region: Pages::new(region),
             dtype,
             num_blocks,
+            num_layers: spec.layers.len(),
             num_kv_heads: spec.num_kv_heads,
+            pairs_per_block,
             head_dim,
             tile_bytes,
         }
@@ -83,7 +89,7 @@ impl KvCache {
 
     /// Bytes of all layers.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.k.len() + layer.v.len()).sum()
+        self.region.len()
     }
 
     /// Bytes of a tile.
@@ -95,41 +101,35 @@ impl KvCache {
         (self.num_kv_heads, self.head_dim) == (num_kv_heads, head_dim)
     }
 
-    fn offset(&self, block: u32, kv_head: usize) -> usize {
+    /// Where a tile of K begins; that of V follows it.
+    fn offset(&self, layer: usize, block: u32, kv_head: usize) -> usize {
         let block = block as usize;
         assert!(block < self.num_blocks, "KV block {block} of {}", self.num_blocks);
+        assert!(layer < self.num_layers, "layer {layer} of {}", self.num_layers);
         assert!(kv_head < self.num_kv_heads, "KV head {kv_head} of {}", self.num_kv_heads);
-        (block * self.num_kv_heads + kv_head) * self.tile_bytes
+        (block * self.pairs_per_block + layer * self.num_kv_heads + kv_head) * 2 * self.tile_bytes
     }
 
     /// The K and the V tile of one block and head.
     #[inline]
     pub fn tiles(&self, layer: usize, block: u32, kv_head: usize) -> (*const u8, *const u8) {
-        let offset = self.offset(block, kv_head);
-        let layer = &self.layers[layer];
-        // SAFETY: `offset` plus one tile is inside both regions.
-        unsafe { (layer.k.as_ptr().add(offset), layer.v.as_ptr().add(offset)) }
+        let offset = self.offset(layer, block, kv_head);
+        // SAFETY: `offset` plus two tiles is inside the region.
+        unsafe { (self.region.as_ptr().add(offset), self.region.as_ptr().add(offset + self.tile_bytes)) }
     }
 
     /// The way in for several threads, each storing tokens of its own.
     pub fn writer(&mut self, layer: usize) -> KvWriter<'_> {
-        let LayerKv { k, v } = &mut self.layers[layer];
-        let (k, v) = (k.as_mut_ptr(), v.as_mut_ptr());
-        KvWriter { kv: self, k, v }
+        let region = self.region.as_mut_ptr();
+        KvWriter { kv: self, layer, region }
     }
 
     /// Copies whole blocks `(from, to)` in every layer, pair after pair.
     pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
-        let block_bytes = self.tile_bytes * self.num_kv_heads;
+        let block_bytes = self.tile_bytes * 2 * self.pairs_per_block;
         for &(from, to) in pairs {
-            let (from, to) = (self.offset(from, 0), self.offset(to, 0));
-            for layer in &mut self.layers {
-                for region in [&mut layer.k, &mut layer.v] {
-                    let base = region.as_mut_ptr();
-                    // SAFETY: both blocks are inside the region (`offset` checks); `copy` allows from == to.
-                    unsafe { std::ptr::copy(base.add(from), base.add(to), block_bytes) };
-                }
-            }
+            let (from, to) = (self.offset(0, from, 0), self.offset(0, to, 0));
+            self.region.as_bytes_mut().copy_within(from..from + block_bytes, to);
         }
     }
 }
@@ -137,8 +137,8 @@ impl KvCache {
 /// One layer's memory for the time in which a step's K and V are stored.
 pub struct KvWriter<'a> {
     kv: &'a KvCache,
-    k: *mut u8,
-    v: *mut u8,
+    layer: usize,
+    region: *mut u8,
 }
 
 // SAFETY: `store` puts the duty of disjointness on its callers; all else is read only.
@@ -154,12 +154,13 @@ impl KvWriter<'_> {
     pub unsafe fn store(&self, isa: Isa, slot: u32, kv_head: usize, is_last: bool, k: &[f32], v: &[f32]) {
         let head_dim = self.kv.head_dim;
         assert!(k.len() == head_dim && v.len() == head_dim, "K and V of {head_dim} dimensions");
-        let offset = self.kv.offset(slot / BLOCK_TOKENS as u32, kv_head);
+        let offset = self.kv.offset(self.layer, slot / BLOCK_TOKENS as u32, kv_head);
         let token = slot as usize % BLOCK_TOKENS;
-        // SAFETY: the tiles are inside the regions, aligned for their elements (they are multiples of 64 bytes in regions
+        // SAFETY: the tiles are inside the region, aligned for their elements (they are multiples of 64 bytes in a region
         // aligned to a page); the rest is the caller's promise.
         unsafe {
-            let (k_tile, v_tile) = (self.k.add(offset), self.v.add(offset));
+            let k_tile = self.region.add(offset);
+            let v_tile = k_tile.add(self.kv.tile_bytes);
             let ends_word = is_last && token.is_multiple_of(2);
             isa.run(Store { dtype: self.kv.dtype, token, ends_word, k, v, k_tile, v_tile });
         }
