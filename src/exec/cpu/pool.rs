@@ -6,13 +6,18 @@
 //! waits for the others' last chunks sleeps too when one of them has lost its core to another process: on the core that
 //! falls free the system lets it go on.
 //!
-//! Who takes which chunk varies from run to run; kernels must not care (batch invariance).
+//! Each thread begins with a run of neighbouring chunks of its own, so that it reads weights as they lie in memory, and takes
+//! over half of what another has left when it is done. Who takes which chunk varies from run to run; kernels must not care
+//! (batch invariance).
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+
+use crossbeam::utils::CachePadded;
 
 /// More threads than any machine's cores; a bound on what a configuration can ask for.
 pub const MAX_THREADS: usize = 512;
@@ -32,7 +37,8 @@ struct Shared {
     /// Number of the job (high 32 bits), whether it may be joined (bit 31), how many threads are inside (rest).
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next_chunk: AtomicUsize,
+    /// The caller's, then each worker's.
+    runs: Vec<CachePadded<Run>>,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleeping: Vec<AtomicBool>,
@@ -46,7 +52,6 @@ const INSIDE: u64 = OPEN - 1;
 
 #[derive(Clone, Copy)]
 struct Job {
-    chunks: usize,
     task: *const (dyn Fn(usize) + Sync),
 }
 
@@ -56,6 +61,48 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer in it is only followed inside a job.
 unsafe impl Send for Shared {}
 
+/// Chunks that one thread has yet to take: the first (high 32 bits) and the end. Others may take from its end, and leave an
+/// empty one alone, so that only its owner fills it.
+#[derive(Default)]
+struct Run(AtomicU64);
+
+impl Run {
+    /// By its owner while it is empty, or by whoever opens a job before that.
+    fn set(&self, chunks: Range<usize>) {
+        // What a chunk reads was there before the job was opened, and joining that orders it.
+        self.0.store((chunks.start as u64) << 32 | chunks.end as u64, Relaxed);
+    }
+
+    fn take(&self) -> Option<usize> {
+        self.update(|chunks| (chunks.start + 1..chunks.end, chunks.start))
+    }
+
+    /// At least one, if there is one.
+    fn take_half(&self) -> Option<Range<usize>> {
+        self.update(|chunks| {
+            let middle = chunks.start + chunks.len() / 2;
+            (chunks.start..middle, middle..chunks.end)
+        })
+    }
+
+    /// `take` says what becomes of a run that is not empty, and what is taken from it.
+    fn update<T>(&self, take: impl Fn(Range<usize>) -> (Range<usize>, T)) -> Option<T> {
+        let mut bits = self.0.load(Relaxed);
+        loop {
+            let (start, end) = ((bits >> 32) as usize, bits as u32 as usize);
+            if start >= end {
+                return None;
+            }
+            let (left, taken) = take(start..end);
+            let left = (left.start as u64) << 32 | left.end as u64;
+            match self.0.compare_exchange_weak(bits, left, Relaxed, Relaxed) {
+                Ok(_) => return Some(taken),
+                Err(now) => bits = now,
+            }
+        }
+    }
+}
+
 impl Pool {
     /// A pool of `threads` (1 to [`MAX_THREADS`]), the calling thread counted.
     pub fn new(threads: usize) -> std::io::Result<Pool> {
@@ -63,7 +110,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next_chunk: AtomicUsize::new(0),
+            runs: (0..=num_workers).map(|_| CachePadded::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleeping: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
@@ -86,6 +133,7 @@ impl Pool {
     /// Calls `task` once for every number below `chunks`, on this thread and those workers that are quick enough.
     /// A panic in a chunk is passed on after all threads have left.
     pub fn run(&mut self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
+        debug_assert!(u32::try_from(chunks).is_ok(), "{chunks} chunks do not fit a run");
         if chunks <= 1 || self.workers.is_empty() {
             (0..chunks).for_each(task);
             return;
@@ -96,8 +144,8 @@ impl Pool {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(task)
         };
         // SAFETY: the last job is closed and left, and `&mut self` keeps others from opening one.
-        unsafe { *shared.job.get() = Some(Job { chunks, task: task_ptr }) };
-        shared.next_chunk.store(0, Relaxed);
+        unsafe { *shared.job.get() = Some(Job { task: task_ptr }) };
+        shared.share_out(chunks);
         let number = (shared.state.load(Relaxed) >> 32).wrapping_add(1) & u64::from(u32::MAX);
         shared.state.store(number << 32 | OPEN, SeqCst);
         for (sleeping, worker) in shared.sleeping.iter().zip(&self.workers) {
@@ -105,7 +153,7 @@ impl Pool {
                 worker.thread().unpark();
             }
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| shared.take_chunks(chunks, task)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| shared.take_chunks(0, task)));
         shared.close();
         let worker_panicked = shared.panicked.swap(false, Relaxed);
         if let Err(panic) = outcome {
@@ -129,13 +177,23 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn take_chunks(&self, chunks: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Before a job is opened.
+    fn share_out(&self, chunks: usize) {
+        let threads = self.runs.len();
+        for (thread, run) in self.runs.iter().enumerate() {
+            run.set(thread * chunks / threads..(thread + 1) * chunks / threads);
+        }
+    }
+
+    fn take_chunks(&self, thread: usize, task: &(dyn Fn(usize) + Sync)) {
+        let own = &self.runs[thread];
         loop {
-            let chunk = self.next_chunk.fetch_add(1, Relaxed);
-            if chunk >= chunks {
-                return;
+            while let Some(chunk) = own.take() {
+                task(chunk);
             }
-            task(chunk);
+            let others = (1..self.runs.len()).map(|i| &self.runs[(thread + i) % self.runs.len()]);
+            let Some(half) = others.into_iter().find_map(|run| run.take_half()) else { return };
+            own.set(half);
         }
     }
 
@@ -188,7 +246,7 @@ impl Shared {
                 if self.state.compare_exchange(state, state + 1, AcqRel, Relaxed).is_ok() {
                     last_job = state >> 32;
                     looks = 0;
-                    self.help();
+                    self.help(index + 1);
                 }
                 continue;
             }
@@ -208,13 +266,13 @@ impl Shared {
         }
     }
 
-    fn help(&self) {
+    fn help(&self, thread: usize) {
         // SAFETY: this thread is counted inside an open job, so the job stands and its closure lives.
         let job = unsafe { *self.job.get() };
-        if let Some(Job { chunks, task }) = job {
+        if let Some(Job { task }) = job {
             // SAFETY: as above.
             let task = unsafe { &*task };
-            if catch_unwind(AssertUnwindSafe(|| self.take_chunks(chunks, task))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| self.take_chunks(thread, task))).is_err() {
                 self.panicked.store(true, Relaxed);
             }
         }
@@ -224,7 +282,38 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+
+    #[test]
+    fn a_run_is_taken_from_both_ends_and_loses_nothing() {
+        let run = Run::default();
+        assert_eq!((run.take(), run.take_half()), (None, None));
+        run.set(3..10);
+        assert_eq!(run.take(), Some(3));
+        assert_eq!(run.take_half(), Some(7..10));
+        assert_eq!(run.take_half(), Some(5..7));
+        assert_eq!((run.take(), run.take(), run.take_half()), (Some(4), None, None));
+        run.set(1..2);
+        assert_eq!((run.take_half(), run.take()), (Some(1..2), None));
+    }
+
+    #[test]
+    fn a_thread_that_is_done_takes_over_what_another_has_left() {
+        let mut pool = Pool::new(2).unwrap();
+        let caller = thread::current().id();
+        let of_worker = AtomicUsize::new(0);
+        pool.run(8, &|i| {
+            if thread::current().id() != caller {
+                of_worker.fetch_add(1, SeqCst);
+            } else if i == 0 {
+                // Held up in its first chunk; the other takes its own four and the three behind this one.
+                assert!(eventually(|| of_worker.load(SeqCst) == 7), "{of_worker:?} taken");
+            }
+        });
+        assert_eq!(of_worker.load(SeqCst), 7);
+    }
 
     #[test]
     fn every_chunk_runs_once_whatever_the_number_of_threads() {
