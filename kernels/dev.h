@@ -19,7 +19,7 @@ typedef unsigned long long uintptr_t;
 #endif
 
 // A kernel of at most `max_threads` threads per block, by a plain name. Its body follows.
-#define KERNEL(max_threads, name, ...) extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+#define KERNEL(max_threads, name, ...) extern "C" __global__ void __launch_bounds__(max_threads, 1) name(__VA_ARGS__)
 // An array of the block; and its dynamic shared memory.
 #define SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define DYNAMIC_SHARED(T, name)                                   \
