@@ -18,8 +18,10 @@ typedef unsigned long long uintptr_t;
 #include <stdint.h>
 #endif
 
-// A kernel of at most `max_threads` threads per block, by a plain name. Its body follows.
-#define KERNEL(max_threads, name, ...) extern "C" __global__ void __launch_bounds__(max_threads, 1) name(__VA_ARGS__)
+// A kernel of at most `max_threads` threads per block, by a plain name. Its body follows. Of blocks of 256 threads two are
+// to fit a multiprocessor: at most 128 registers.
+#define KERNEL(max_threads, name, ...) \
+  extern "C" __global__ void __launch_bounds__(max_threads, (max_threads) >= 256 ? 2 : 1) name(__VA_ARGS__)
 // An array of the block; and its dynamic shared memory.
 #define SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define DYNAMIC_SHARED(T, name)                                   \
