@@ -21,23 +21,27 @@ __device__ __forceinline__ void scale_row(Out* out, const In* x, float scale, in
   });
 }
 
-// out[row] = x[from] * scale
-template <class In, class Out>
-__device__ __forceinline__ void take_row(Out* out, const In* x, uint32_t from, float scale, int width) {
+KERNEL(ROW_THREADS, embed, float* out, const bf16* table, const uint32_t* tokens, float scale, int width) {
   out += static_cast<size_t>(blockIdx.x) * width;
-  x += static_cast<size_t>(from) * width;
-  if (vectors_fit(width, out, x)) scale_row<VECTOR>(out, x, scale, width);
-  else scale_row<1>(out, x, scale, width);
+  table += static_cast<size_t>(tokens[blockIdx.x]) * width;
+  if (vectors_fit(width, out, table)) scale_row<VECTOR>(out, table, scale, width);
+  else scale_row<1>(out, table, scale, width);
 }
 
-KERNEL(ROW_THREADS, embed, float* out, const bf16* table, const uint32_t* tokens, float scale, int width) {
-  take_row(out, table, tokens[blockIdx.x], scale, width);
+// The same of one type: words of 16 bytes, whatever they are.
+template <class T> __device__ __forceinline__ void copy_row(T* out, const T* x, uint32_t from, int width) {
+  constexpr int WORD = 16 / sizeof(T);
+  out += static_cast<size_t>(blockIdx.x) * width;
+  x += static_cast<size_t>(from) * width;
+  if (width % WORD == 0 && aligned16(out) && aligned16(x))
+    for_each<WORD>(width, blockIdx.y, gridDim.y, [&](size_t i) { store_vector(out + i, load_vector<uint4>(x + i)); });
+  else for_each<1>(width, blockIdx.y, gridDim.y, [&](size_t i) { out[i] = x[i]; });
 }
 KERNEL(ROW_THREADS, gather_rows_f32, float* out, const float* x, const uint32_t* rows, int width) {
-  take_row(out, x, rows[blockIdx.x], 1.f, width);
+  copy_row(out, x, rows[blockIdx.x], width);
 }
 KERNEL(ROW_THREADS, gather_rows_bf16, bf16* out, const bf16* x, const uint32_t* rows, int width) {
-  take_row(out, x, rows[blockIdx.x], 1.f, width);
+  copy_row(out, x, rows[blockIdx.x], width);
 }
 
 template <int N, class In, class Out> __device__ __forceinline__ void convert(Out* out, const In* x, int from, int count) {

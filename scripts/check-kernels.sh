@@ -53,7 +53,7 @@ build() {
     done
 }
 
-# run_tests DIR [once]
+# run_tests DIR [MODE]; modes are in kernels/tests/harness.h.
 run_tests() {
     local seed=${SEED:-$((RANDOM * 3 + RANDOM))}
     for test in "${TESTS[@]}"; do
@@ -92,7 +92,7 @@ mutant() {
         [ "$other" = "kernels/$source" ] || objects+=("$OUT/$(basename "$other").o")
     done
     $CXX -shared -o "$dir/libgarrick_kernels_shim.so" "${objects[@]}" "$dir/mutant.o"
-    if LD_LIBRARY_PATH=$dir timeout 120 "$OUT/$test" 1 >"$dir/log" 2>&1; then
+    if (LD_LIBRARY_PATH=$dir timeout 120 "$OUT/$test" 1 first) >"$dir/log" 2>&1; then
         echo "mutant $number lives: $file $expression"
         return 1
     fi

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// In which order the threads of a block take turns: forwards, backwards, or shuffled anew each turn with seed
-// `order - GARRICK_SHIM_RANDOM`. A result that depends on it is a race.
+// In which order the warps and lanes of a block take turns: the first warp as far as it can before the next, the last one
+// first, or at random with seed `order - GARRICK_SHIM_RANDOM`. A result that depends on it is a race.
 enum { GARRICK_SHIM_FORWARD = 0, GARRICK_SHIM_REVERSE = 1, GARRICK_SHIM_RANDOM = 2 };
 
 // What garrick_shim_launch returns.

@@ -42,10 +42,10 @@ void begin_block() {
   state.warps.assign((n + WARP - 1) / WARP, Warp());
   state.fibers.assign(n, Fiber());
   state.dynamic = new_shared(state.dynamic_bytes);
-  if (state.stacks.size() < n * STACK_BYTES) state.stacks.resize(n * STACK_BYTES);
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(state.stacks.data(), state.stacks.size());  // frames that were left, not returned from
 #endif
+  if (state.stacks.size() < n * STACK_BYTES) state.stacks = std::vector<char>(n * STACK_BYTES);
   for (unsigned i = 0; i < n; ++i) {
     Fiber& f = state.fibers[i];
     f.lane = i % WARP;
@@ -63,23 +63,46 @@ void end_block() {
   state.current = nullptr;
 }
 
-// Lets every fiber that can run do so until none is left.
+// One turn for each lane of a warp that can run, in this order; whether there was one. A fault leaves at once.
+bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
+  bool progress = false;
+  for (unsigned lane : lanes) {
+    const unsigned i = warp * WARP + lane;
+    if (i >= state.fibers.size()) continue;
+    Fiber& f = state.fibers[i];
+    if (f.done || (f.waits_on && *f.waits_on == f.waits_for)) continue;
+    progress = true;
+    state.current = &f;
+    switch_to(state.scheduler, f.context);
+    if (!state.error.empty()) break;
+  }
+  return progress;
+}
+
+// Lets fibers run until none is left. Warps run as far ahead of each other as barriers let them: the first one (or the
+// last) until it waits for others; in random order any one for a random number of turns.
 void schedule(uint32_t order) {
-  std::vector<unsigned> turns(state.fibers.size());
-  for (unsigned i = 0; i < turns.size(); ++i) turns[i] = i;
-  if (order == GARRICK_SHIM_REVERSE) std::reverse(turns.begin(), turns.end());
+  std::vector<unsigned> warps(state.warps.size()), lanes(WARP);
+  for (unsigned i = 0; i < warps.size(); ++i) warps[i] = i;
+  for (unsigned i = 0; i < WARP; ++i) lanes[i] = i;
+  if (order == GARRICK_SHIM_REVERSE) {
+    std::reverse(warps.begin(), warps.end());
+    std::reverse(lanes.begin(), lanes.end());
+  }
+  const bool random_order = order >= GARRICK_SHIM_RANDOM;
   const dim3 b = state.block_index;
   std::mt19937 random(order * 2654435761u + b.x * 7919 + b.y * 104729 + b.z * 1299709);
   while (state.live) {
-    if (order >= GARRICK_SHIM_RANDOM) std::shuffle(turns.begin(), turns.end(), random);
+    if (random_order) std::shuffle(warps.begin(), warps.end(), random);
     bool progress = false;
-    for (unsigned i : turns) {
-      Fiber& f = state.fibers[i];
-      if (f.done || (f.waits_on && *f.waits_on == f.waits_for)) continue;
-      progress = true;
-      state.current = &f;
-      switch_to(state.scheduler, f.context);
-      if (!state.error.empty()) return;
+    for (unsigned warp : warps) {
+      unsigned turns = random_order ? 1 + random() % 64 : ~0u;
+      do {
+        if (random_order && turns % 8 == 0) std::shuffle(lanes.begin(), lanes.end(), random);
+        if (!run_warp(warp, lanes)) break;
+        progress = true;
+        if (!state.error.empty()) return;
+      } while (--turns);
     }
     if (progress) continue;
     auto stuck = std::find_if(state.fibers.begin(), state.fibers.end(), [](const Fiber& f) { return !f.done; });

@@ -9,6 +9,7 @@ inline Exchange& exchange_of(unsigned mask, int line) {
   if (!(mask >> state.current->lane & 1)) fault("lane is not in its own mask", line);
   for (auto& e : warp.exchanges) if (e.mask == mask || e.mask == 0) { e.mask = mask; return e; }
   fault("more lane masks in one warp than the shim holds", line);
+  return warp.exchanges[0];
 }
 // What every lane of a mask gave.
 template <class T> struct Lanes {

@@ -31,8 +31,11 @@ inline uint32_t order = GARRICK_SHIM_FORWARD;
 inline std::mt19937 random_bits;
 inline std::string current_case;
 
+inline bool stops_at_failure = false;
+
 inline void fail(const std::string& why) {
   if (++failures <= 20) printf("FAILED: %s (order %u): %s\n", current_case.c_str(), order, why.c_str());
+  if (stops_at_failure) exit(1);
 }
 inline void expect(bool ok, const std::string& what) {
   ++checks;
@@ -125,11 +128,13 @@ template <class T> void expect_same_bits(const char* what, const Buffer<T>& a, c
 }
 constexpr double BF16 = 1.0 / 256;  // half a unit in the last place of a bf16, relatively
 
-// Runs `all` once in each order, or with a second argument in the random one alone. Its seed is the first, and printed.
+// Arguments: the random order's seed; `once`: in that order alone; `first`: stop at the first failure.
 inline int run(int argc, char** argv, void (*all)()) {
   const uint32_t seed = argc > 1 ? uint32_t(atoi(argv[1])) : std::random_device{}() % 100000;
+  const std::string mode = argc > 2 ? argv[2] : "";
+  stops_at_failure = mode == "first";
   for (uint32_t o : {uint32_t(GARRICK_SHIM_FORWARD), uint32_t(GARRICK_SHIM_REVERSE), GARRICK_SHIM_RANDOM + seed}) {
-    if (argc > 2 && o < GARRICK_SHIM_RANDOM) continue;
+    if (mode == "once" && o < GARRICK_SHIM_RANDOM) continue;
     order = o;
     random_bits.seed(seed + 1);
     all();

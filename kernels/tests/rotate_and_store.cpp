@@ -103,7 +103,7 @@ template <class Kv> static void test_case(const Case& c, size_t shift) {
 // Not a number in a head makes what is read from a scaled cache not a number, in that head alone.
 template <class Kv> static void test_poison() {
   current_case = std::string("not a number in ") + kv_name<Kv>();
-  Buffer<bf16> qkv(4 * 16);
+  Buffer<bf16> qkv(3 * 16);
   qkv.fill(-1, 1);
   qkv[16 + 3] = bf16{0x7fc0};  // in the one head of K of the first row
   auto positions = words({0}), slots = words({2});
@@ -114,6 +114,26 @@ template <class Kv> static void test_poison() {
          1, 16, 0);
   expect(std::isnan(k.value(2, 0, 0)), "K is a number");
   expect(!std::isnan(v.value(2, 0, 0)), "V is not a number");
+}
+
+// E4M3 to the nearest, ties to even: with a largest magnitude of 448 the scale is one.
+static void test_fp8_rounding() {
+  current_case = "fp8 rounding";
+  const float tiny = 1.f / 512;
+  const float values[16] = {448, 17,         19,         1.0625f,    1.1875f,   -17.5f,      0.5f * tiny, 1.5f * tiny,
+                            0,   2.5f * tiny, 7.5f * tiny, -3 * tiny, 0.015625f, -432, 240, 1e-6f};
+  const float rounded[16] = {448, 16,       20,       1,        1.25f,     -18,  0,   2 * tiny,
+                             0,   2 * tiny, 8 * tiny, -3 * tiny, 0.015625f, -448, 240, 0};
+  Buffer<bf16> qkv(3 * 16);
+  for (int i = 0; i < 48; ++i) qkv[i] = to_bf16(values[i % 16]);
+  auto positions = words({0}), slots = words({2});
+  Cache<fp8> k(1, 1, 16), v(1, 1, 16);
+  const float* none = nullptr;
+  launch("rotate_and_store_fp8", {1}, {256}, 0, qkv.data(), k.values.data(), v.values.data(), k.scale_data(), v.scale_data(),
+         positions.data(), slots.data(), none, none, none, none, 1e-5f, 0, 1, 1, 16, 0);
+  for (int d = 0; d < 16; ++d)
+    expect(k.value(2, 0, d) == rounded[d] && v.value(2, 0, d) == rounded[d],
+           std::to_string(values[d]) + " became " + std::to_string(k.value(2, 0, d)));
 }
 
 template <class Kv> static void test_type() {
@@ -133,5 +153,6 @@ static void all() {
   test_type<fp8>();
   test_poison<int8_t>();
   test_poison<fp8>();
+  test_fp8_rounding();
 }
 int main(int argc, char** argv) { return run(argc, argv, all); }
