@@ -1,0 +1,111 @@
+// The CPU twins of dev.h's inline PTX. Each does what the PTX manual says, as late as it allows, and faults on misuse.
+#pragma once
+#include "cuda.h"
+#include "registry.h"
+
+#define KERNEL(max_threads, name, ...)                                          \
+  extern "C" void name(__VA_ARGS__);                                            \
+  static const shim::Registration registration_of_##name{#name, max_threads, name}; \
+  extern "C" void name(__VA_ARGS__)
+#define SHARED(T, name, count)    \
+  static const char key_of_##name = 0; \
+  T* const name = static_cast<T*>(shim::shared_array(&key_of_##name, sizeof(T) * (count)))
+#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(shim::state.dynamic)
+
+struct bf16 { uint16_t u; };
+
+namespace shim {
+inline void check_aligned(const void* p, unsigned bytes, const char* what, int line) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) fault(what, line);
+}
+// Carries out all but the latest `keep` committed groups of copies.
+inline void finish_copies(size_t keep) {
+  Fiber& f = *state.current;
+  while (f.groups.size() > keep) {
+    for (auto& c : f.groups.front()) {
+      memcpy(c.to, c.from, c.bytes);
+      memset(static_cast<char*>(c.to) + c.bytes, 0, 16 - c.bytes);
+    }
+    f.groups.erase(f.groups.begin());
+  }
+}
+inline float half_of(uint32_t pair, int second) { return __uint_as_float(second ? pair & 0xffff0000u : pair << 16); }
+}  // namespace shim
+
+// To the nearest, ties to even; NaN stays NaN.
+inline bf16 f2bf(float x) {
+  const uint32_t u = __float_as_uint(x);
+  if ((u & 0x7fffffff) > 0x7f800000) return {uint16_t((u >> 16) | 64)};
+  return {uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+inline uint32_t pack_bf16(float low, float high) { return f2bf(low).u | uint32_t(f2bf(high).u) << 16; }
+inline float fast_exp2(float x) { return exp2f(x); }
+
+template <class V> V load_vector(const void* p, int line = __builtin_LINE()) {
+  shim::check_aligned(p, sizeof(V), "a vector load is not aligned", line);
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V> void store_vector(void* p, const V& v, int line = __builtin_LINE()) {
+  shim::check_aligned(p, sizeof(V), "a vector store is not aligned", line);
+  memcpy(p, &v, sizeof v);
+}
+
+// The copy happens at its wait; until then the target is NaN.
+inline void cp_async16(void* to, const void* from, int bytes = 16, int line = __builtin_LINE()) {
+  shim::check_aligned(to, 16, "cp.async writes to an address that is no multiple of 16", line);
+  shim::check_aligned(from, 16, "cp.async reads from an address that is no multiple of 16", line);
+  if (bytes < 0 || bytes > 16) shim::fault("cp.async of more than 16 bytes", line);
+  memset(to, 0xff, 16);
+  shim::state.current->open.push_back({to, from, unsigned(bytes)});
+}
+inline void cp_async_commit() {
+  auto* f = shim::state.current;
+  f->groups.push_back(std::move(f->open));
+  f->open.clear();
+}
+template <int N> void cp_async_wait() { shim::finish_copies(N); }
+
+namespace shim {
+// Lane l gives the address of row l % 8 of matrix l / 8; the barrier behind keeps rows as they are until all have read.
+template <class Read> void ldmatrix(uint32_t (&r)[4], const void* row, int line, Read read) {
+  check_aligned(row, 16, "ldmatrix of a row that is not aligned", line);
+  auto rows = gather(~0u, row, line);
+  for (int i = 0; i < 4; ++i) read(r[i], rows, 8 * i, state.current->lane);
+  __syncwarp(~0u, line);
+}
+}  // namespace shim
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
+  shim::ldmatrix(r, row, line, [](uint32_t& r, const auto& rows, int first, int lane) {
+    memcpy(&r, static_cast<const char*>(rows[first + (lane >> 2)]) + (lane & 3) * 4, 4);
+  });
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
+  shim::ldmatrix(r, row, line, [](uint32_t& r, const auto& rows, int first, int lane) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i)
+      memcpy(&pair[i], static_cast<const char*>(rows[first + (lane & 3) * 2 + i]) + (lane >> 2) * 2, 2);
+    memcpy(&r, pair, 4);
+  });
+}
+// The fragments' layout: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
+  struct Fragment { uint32_t a[4], b[2]; } own;
+  memcpy(own.a, a, sizeof own.a);
+  memcpy(own.b, b, sizeof own.b);
+  auto lanes = shim::gather(~0u, own, line);
+  const int lane = shim::state.current->lane, quad = lane & ~3, column = (lane & 3) * 8;
+  Fragment row[4], columns[2][4];  // of the lanes that hold this one's rows of A and columns of B
+  for (int i = 0; i < 4; ++i) {
+    row[i] = lanes[quad + i];
+    columns[0][i] = lanes[column + i];
+    columns[1][i] = lanes[column + 4 + i];
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k) {
+      const int holder = k % 8 / 2, upper = k >= 8;
+      d[i] += shim::half_of(row[holder].a[(i >> 1) + 2 * upper], k & 1) *
+              shim::half_of(columns[i & 1][holder].b[upper], k & 1);
+    }
+}
