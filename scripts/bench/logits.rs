@@ -83,10 +83,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for stored in ops.stored() {
         eprintln!("{}, {} MiB, computed in {}", stored.format, stored.bytes >> 20, stored.compute);
     }
-    ops.allocate_kv(&source.spec, kv(kv_word)?, tokens.len().div_ceil(BLOCK_TOKENS));
+    ops.allocate_kv(&source.spec, kv(kv_word)?, tokens.len().div_ceil(BLOCK_TOKENS))?;
     let mut output = BufWriter::new(File::create(output)?);
     for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-        let logits = decoder.forward(&mut ops, &batch(chunk, i * CHUNK));
+        let logits = decoder.forward(&mut ops, &batch(chunk, i * CHUNK))?;
         output.write_all(&logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
     }
     output.flush()?;

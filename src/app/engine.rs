@@ -16,6 +16,7 @@ use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
 use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
 use crate::model::decoder::Decoder;
+use crate::model::ops::DeviceError;
 use crate::model::ops::KvDtype;
 use crate::model::source::{self, ChatSource, GenerationDefaults, ModelError, ModelSource};
 use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
@@ -47,6 +48,8 @@ pub enum EngineError {
     KvShape,
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Everything that serving needs, built but not started.
@@ -138,9 +141,9 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
         .chain(shared)
         .map(|(ops, decoder)| {
             let device = format!("cpu ({}, {} thread(s))", ops.isa(), ops.threads());
-            Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)) as Box<dyn Executor>
+            Ok(Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)?) as Box<dyn Executor>)
         })
-        .collect();
+        .collect::<Result<_, DeviceError>>()?;
     let sizes = Sizes { vocab_size: source.spec.vocab_size, max_model_len, num_blocks, block_bytes };
     let ModelSource { tokenizer, chat, eos_tokens, generation, .. } = source;
     finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, executors, sizes, about)

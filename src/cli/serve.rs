@@ -74,5 +74,6 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
         EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
+        EngineError::Device(_) => Exit::Unavailable,
     }
 }

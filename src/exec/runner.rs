@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
 use crate::model::decoder::Decoder;
-use crate::model::ops::{Batch, KvDtype, Ops, Span};
+use crate::model::ops::{Batch, DeviceError, KvDtype, Ops, Span};
 use crate::sample::{self, Scratch};
 use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
@@ -34,11 +34,17 @@ thread_local! {
 
 impl<O: Ops> ModelExecutor<O> {
     /// Allocates `num_blocks` KV blocks. `device` is what people are told, e.g. `cpu (AVX-512, 2 threads)`.
-    pub fn new(mut ops: O, decoder: Decoder<O>, device: String, dtype: KvDtype, num_blocks: usize) -> Self {
+    pub fn new(
+        mut ops: O,
+        decoder: Decoder<O>,
+        device: String,
+        dtype: KvDtype,
+        num_blocks: usize,
+    ) -> Result<Self, DeviceError> {
         let spec = decoder.spec();
-        let kv_bytes = ops.allocate_kv(spec, dtype, num_blocks);
+        let kv_bytes = ops.allocate_kv(spec, dtype, num_blocks)?;
         let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
-        Self { info, ops, decoder, batch: Batch::default() }
+        Ok(Self { info, ops, decoder, batch: Batch::default() })
     }
 
     /// Token ids and lengths come from clients in the end: they are checked in release builds too.
@@ -85,8 +91,7 @@ where
         let mut rows = Vec::new();
         if !plan.rows.is_empty() {
             fill(&mut self.batch, plan);
-            debug_assert!(are_distinct(&self.batch.slots), "two rows of a step share a slot");
-            let logits = self.decoder.forward(&mut self.ops, &self.batch);
+            let logits = self.decoder.forward(&mut self.ops, &self.batch)?;
             rows = draw(plan, logits, self.info.vocab_size)?;
         }
         Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
@@ -133,12 +138,6 @@ fn num_logit_rows(rows: &SeqRows) -> usize {
 
 fn needs_last_row(rows: &SeqRows) -> bool {
     !rows.samples.is_empty() || rows.prompt_logprobs.is_some_and(|prompt| prompt.next.is_some())
-}
-
-fn are_distinct(slots: &[u32]) -> bool {
-    let mut sorted = slots.to_vec();
-    sorted.sort_unstable();
-    sorted.windows(2).all(|pair| pair[0] != pair[1])
 }
 
 /// Draws for every sequence of the plan from a step's logits, which lie in the order in which [`fill`] asked for them.

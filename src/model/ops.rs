@@ -132,7 +132,21 @@ pub enum Role {
     Projection,
 }
 
+/// What a device could not do. Whoever meets it ends the step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// It can run another step.
+    #[error("{0}")]
+    Failed(String),
+    /// It can not.
+    #[error("{0}")]
+    Lost(String),
+}
+
 /// A device as the decoder sees it.
+///
+/// Most operations return nothing: a device may run them later. The first error is kept, what follows does nothing, and
+/// [`Ops::allocate_kv`], [`Ops::finish`] or [`Ops::read`] gives it back.
 pub trait Ops {
     /// A weight matrix `[out, in]` in the device's own layout.
     type Matrix;
@@ -142,6 +156,8 @@ pub trait Ops {
     type Rows;
     /// Precomputed cos and sin.
     type Rope;
+    /// A [`Batch`] as the operations of a step want it.
+    type Step;
 
     // ── loading ────────────────────────────────────────────────────────────────────────────────
     /// Stacks `parts` (all `[out_i, in]`, same `in`) by rows into one matrix. Their dtypes may differ and may be
@@ -150,14 +166,19 @@ pub trait Ops {
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
     fn new_rows(&mut self) -> Self::Rows;
-    /// Allocates `num_blocks` blocks of KV for every layer; says how many bytes. Called once, before the first step.
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize;
+    fn new_step(&mut self) -> Self::Step;
+    /// Allocates `num_blocks` blocks of KV for every layer; says how many bytes. Called once, after loading and before the
+    /// first step; what went wrong in loading comes out here too.
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError>;
 
     // ── one step ───────────────────────────────────────────────────────────────────────────────
     /// Copies whole KV blocks `(from, to)` in every layer (copy-on-write of forked sequences).
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]);
-    /// `out[r] = table[batch.tokens[r]] * scale`.
-    fn embed(&mut self, batch: &Batch, table: &Self::Matrix, scale: f32, out: &mut Self::Rows);
+    /// Brings a batch to the device. Panics where it is not well-formed: spans overlap, are out of order or
+    /// longer than their tables, or two rows have one slot.
+    fn prepare(&mut self, batch: &Batch, step: &mut Self::Step);
+    /// `out[r] = table[tokens[r]] * scale`.
+    fn embed(&mut self, step: &Self::Step, table: &Self::Matrix, scale: f32, out: &mut Self::Rows);
     /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row.
     fn rms_norm(&mut self, x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
     /// `x = norm(x)` in place.
@@ -170,7 +191,7 @@ pub trait Ops {
     /// q is left (normalised and rotated) in `qkv` for [`Ops::attend`].
     fn rotate_and_store(
         &mut self,
-        batch: &Batch,
+        step: &Self::Step,
         layer: usize,
         attention: &Attention,
         norm: QkNormWeights<'_, Self::Vector>,
@@ -179,7 +200,14 @@ pub trait Ops {
     );
     /// Causal attention of every row over its sequence's cached K and V (this step's included, *as stored*).
     /// `out` is `[rows, num_heads * head_dim]`.
-    fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &Self::Rows, out: &mut Self::Rows);
+    fn attend(
+        &mut self,
+        step: &Self::Step,
+        layer: usize,
+        attention: &Attention,
+        qkv: &Self::Rows,
+        out: &mut Self::Rows,
+    );
     /// `gate_up` rows are gate then up, `[rows, 2 * intermediate]`; `out = act(gate) * up`.
     fn gated_activation(&mut self, gate_up: &Self::Rows, activation: Activation, out: &mut Self::Rows);
     /// Routed experts: softmax over the router's logits, the best `experts_per_token` of them, weighted sum.
@@ -191,12 +219,14 @@ pub trait Ops {
         activation: Activation,
         out: &mut Self::Rows,
     );
-    /// `out[i] = x[rows[i]]`.
-    fn gather_rows(&mut self, x: &Self::Rows, rows: &[u32], out: &mut Self::Rows);
+    /// The rows whose logits are wanted: `out[i] = x[logit_rows[i]]`.
+    fn gather_logit_rows(&mut self, step: &Self::Step, x: &Self::Rows, out: &mut Self::Rows);
     /// Logits: `x * scale`, then the soft cap.
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
-    /// Brings rows to the host, `[rows, width]`.
-    fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> &'a [f32];
+    /// Waits until all that was asked for is done.
+    fn finish(&mut self) -> Result<(), DeviceError>;
+    /// Brings rows to the host, `[rows, width]`, when all that they come from is done.
+    fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> Result<&'a [f32], DeviceError>;
 }
 
 #[cfg(test)]

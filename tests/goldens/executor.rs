@@ -25,7 +25,7 @@ fn executor() -> ModelExecutor<Naive> {
     };
     let decoder = Decoder::load(&mut ops, &source.spec, &source.tensors, &mut progress).unwrap();
     assert!(last.0 == last.1 && calls == source.tensors.len(), "{last:?} after {calls} calls");
-    ModelExecutor::new(ops, decoder, "naive".into(), KvDtype::F32, NUM_BLOCKS)
+    ModelExecutor::new(ops, decoder, "naive".into(), KvDtype::F32, NUM_BLOCKS).unwrap()
 }
 
 fn greedy(choice: u32, logprobs: Option<u8>) -> SampleSpec {

@@ -83,19 +83,19 @@ impl<O: Ops> Model<O> {
     pub fn load(mut ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
         let ModelSource { spec, tensors, .. } = source::open(&folder(name), max_model_len, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
-        ops.allocate_kv(&spec, dtype, NUM_BLOCKS);
+        ops.allocate_kv(&spec, dtype, NUM_BLOCKS).expect("memory for KV");
         Self { ops, decoder, vocab: spec.vocab_size }
     }
 
     pub fn step(&mut self, sequences: &[Rows]) -> Vec<f32> {
-        self.decoder.forward(&mut self.ops, &batch(sequences)).to_vec()
+        self.decoder.forward(&mut self.ops, &batch(sequences)).expect("a step").to_vec()
     }
 
     /// The logits of some of a sequence's rows.
     pub fn wanted(&mut self, sequence: &Rows, rows: &[u32]) -> Vec<f32> {
         let mut batch = batch(std::slice::from_ref(sequence));
         batch.logit_rows = rows.to_vec();
-        self.decoder.forward(&mut self.ops, &batch).to_vec()
+        self.decoder.forward(&mut self.ops, &batch).expect("a step").to_vec()
     }
 
     /// Logits at every position, `chunk` tokens a step.

@@ -2,7 +2,7 @@
 //! What the real devices are compared with when a golden fails.
 
 use garrick::kv::BLOCK_TOKENS;
-use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use garrick::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use garrick::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use garrick::model::weights::Tensor;
 
@@ -89,6 +89,7 @@ impl Ops for Naive {
     type Vector = Vec<f32>;
     type Rows = Rows;
     type Rope = RopeSpec;
+    type Step = Batch;
 
     fn load_matrix(&mut self, _role: Role, parts: &[Tensor]) -> Matrix {
         Matrix { width: parts[0].shape[1], values: parts.iter().flat_map(Tensor::to_f32).collect() }
@@ -106,12 +107,20 @@ impl Ops for Naive {
         Rows::default()
     }
 
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
         self.dtype = dtype;
         self.kv_width = spec.kv_width();
         self.keys = vec![vec![f32::NAN; num_blocks * BLOCK_TOKENS * self.kv_width]; spec.layers.len()];
         self.values = self.keys.clone();
-        2 * self.keys.iter().map(|keys| size_of_val(&keys[..])).sum::<usize>()
+        Ok(2 * self.keys.iter().map(|keys| size_of_val(&keys[..])).sum::<usize>())
+    }
+
+    fn new_step(&mut self) -> Batch {
+        Batch::default()
+    }
+
+    fn prepare(&mut self, batch: &Batch, step: &mut Batch) {
+        step.clone_from(batch);
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
@@ -240,9 +249,9 @@ impl Ops for Naive {
         }
     }
 
-    fn gather_rows(&mut self, x: &Rows, rows: &[u32], out: &mut Rows) {
+    fn gather_logit_rows(&mut self, batch: &Batch, x: &Rows, out: &mut Rows) {
         let row = |r: &u32| &x.values[*r as usize * x.width..][..x.width];
-        *out = Rows { width: x.width, values: rows.iter().flat_map(row).copied().collect() };
+        *out = Rows { width: x.width, values: batch.logit_rows.iter().flat_map(row).copied().collect() };
     }
 
     fn finish_logits(&mut self, logits: &mut Rows, scale: f32, softcap: Option<f32>) {
@@ -254,8 +263,12 @@ impl Ops for Naive {
         }
     }
 
-    fn read<'a>(&'a mut self, rows: &'a Rows) -> &'a [f32] {
-        &rows.values
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn read<'a>(&'a mut self, rows: &'a Rows) -> Result<&'a [f32], DeviceError> {
+        Ok(&rows.values)
     }
 }
 

@@ -3,7 +3,7 @@
 //! One expert chosen differently moves the logits by far more than rounding does, at that position and, through
 //! attention, at every later one. Forcing the choice leaves only the rounding to be measured. Works on one row a step.
 
-use garrick::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use garrick::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use garrick::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use garrick::model::weights::Tensor;
 
@@ -53,10 +53,11 @@ impl<O: Ops> Ops for Routed<O> {
     type Vector = O::Vector;
     type Rows = O::Rows;
     type Rope = O::Rope;
+    type Step = O::Step;
 
     fn moe(&mut self, x: &O::Rows, weights: &MoeWeights<O::Matrix>, moe: &MoeSpec, act: Activation, out: &mut O::Rows) {
         self.inner.matmul(x, &weights.router, None, &mut self.router);
-        let logits = self.inner.read(&self.router).to_vec();
+        let logits = self.inner.read(&self.router).unwrap().to_vec();
         assert_eq!(logits.len(), moe.num_experts, "one row a step");
         let index = self.chosen.len();
         self.chosen.push(route(&logits, moe.experts_per_token));
@@ -92,14 +93,20 @@ impl<O: Ops> Ops for Routed<O> {
     fn new_rows(&mut self) -> O::Rows {
         self.inner.new_rows()
     }
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
         self.inner.allocate_kv(spec, dtype, num_blocks)
+    }
+    fn new_step(&mut self) -> O::Step {
+        self.inner.new_step()
+    }
+    fn prepare(&mut self, batch: &Batch, step: &mut O::Step) {
+        self.inner.prepare(batch, step)
     }
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
         self.inner.copy_blocks(pairs)
     }
-    fn embed(&mut self, batch: &Batch, table: &O::Matrix, scale: f32, out: &mut O::Rows) {
-        self.inner.embed(batch, table, scale, out)
+    fn embed(&mut self, step: &O::Step, table: &O::Matrix, scale: f32, out: &mut O::Rows) {
+        self.inner.embed(step, table, scale, out)
     }
     fn rms_norm(&mut self, x: &O::Rows, weight: &O::Vector, eps: f32, out: &mut O::Rows) {
         self.inner.rms_norm(x, weight, eps, out)
@@ -115,28 +122,31 @@ impl<O: Ops> Ops for Routed<O> {
     }
     fn rotate_and_store(
         &mut self,
-        batch: &Batch,
+        step: &O::Step,
         layer: usize,
         attention: &Attention,
         norm: QkNormWeights<'_, O::Vector>,
         rope: Option<&O::Rope>,
         qkv: &mut O::Rows,
     ) {
-        self.inner.rotate_and_store(batch, layer, attention, norm, rope, qkv)
+        self.inner.rotate_and_store(step, layer, attention, norm, rope, qkv)
     }
-    fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &O::Rows, out: &mut O::Rows) {
-        self.inner.attend(batch, layer, attention, qkv, out)
+    fn attend(&mut self, step: &O::Step, layer: usize, attention: &Attention, qkv: &O::Rows, out: &mut O::Rows) {
+        self.inner.attend(step, layer, attention, qkv, out)
     }
     fn gated_activation(&mut self, gate_up: &O::Rows, activation: Activation, out: &mut O::Rows) {
         self.inner.gated_activation(gate_up, activation, out)
     }
-    fn gather_rows(&mut self, x: &O::Rows, rows: &[u32], out: &mut O::Rows) {
-        self.inner.gather_rows(x, rows, out)
+    fn gather_logit_rows(&mut self, step: &O::Step, x: &O::Rows, out: &mut O::Rows) {
+        self.inner.gather_logit_rows(step, x, out)
     }
     fn finish_logits(&mut self, logits: &mut O::Rows, scale: f32, softcap: Option<f32>) {
         self.inner.finish_logits(logits, scale, softcap)
     }
-    fn read<'a>(&'a mut self, rows: &'a O::Rows) -> &'a [f32] {
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        self.inner.finish()
+    }
+    fn read<'a>(&'a mut self, rows: &'a O::Rows) -> Result<&'a [f32], DeviceError> {
         self.inner.read(rows)
     }
 }

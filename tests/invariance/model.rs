@@ -48,6 +48,6 @@ impl Model {
     pub fn executor(&self, threads: usize, dtype: KvDtype, num_blocks: usize) -> ModelExecutor<CpuOps> {
         let mut ops = self.ops.fork(threads).unwrap();
         let decoder = self.decoder.share(&mut ops);
-        ModelExecutor::new(ops, decoder, "cpu".into(), dtype, num_blocks)
+        ModelExecutor::new(ops, decoder, "cpu".into(), dtype, num_blocks).unwrap()
     }
 }

@@ -96,9 +96,9 @@ fn continuations_are_those_of_transformers() {
 
 fn check_continuations<O: Ops>(mut ops: O, source: &ModelSource, cases: Vec<Case>) {
     let mut decoder = Decoder::load(&mut ops, &source.spec, &source.tensors, &mut |_, _| {}).unwrap();
-    ops.allocate_kv(&source.spec, KvDtype::F32, NUM_BLOCKS);
+    ops.allocate_kv(&source.spec, KvDtype::F32, NUM_BLOCKS).expect("memory for KV");
     for case in cases {
-        let mut logits = decoder.forward(&mut ops, &rows(&case.prompt_ids, 0)).to_vec();
+        let mut logits = decoder.forward(&mut ops, &rows(&case.prompt_ids, 0)).unwrap().to_vec();
         for (&token, &expected) in &case.first {
             let found = logits[token as usize];
             assert!((found - expected).abs() <= MAX_LOGIT_DIFFERENCE, "{:?}: {found}, not {expected}", case.prompt);
@@ -110,7 +110,7 @@ fn check_continuations<O: Ops>(mut ops: O, source: &ModelSource, cases: Vec<Case
             if source.eos_tokens.contains(&best) {
                 break;
             }
-            logits = decoder.forward(&mut ops, &rows(&[best], case.prompt_ids.len() + ids.len() - 1)).to_vec();
+            logits = decoder.forward(&mut ops, &rows(&[best], case.prompt_ids.len() + ids.len() - 1)).unwrap().to_vec();
         }
         let text = source.tokenizer.decode(&ids, true);
         assert!(text.starts_with(&case.sure_text), "{text:?} does not begin with {:?}", case.sure_text);

@@ -20,6 +20,7 @@ mod pool;
 mod probe;
 mod rope;
 mod rows;
+mod step;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -43,8 +44,9 @@ pub use self::rope::CpuRope;
 use self::rope::RotateAndStore;
 pub use self::rows::CpuRows;
 use self::rows::{Gated, RmsNorm, SoftCap, for_each_row};
+pub use self::step::CpuStep;
 pub use self::stored::Stored;
-use crate::model::ops::{Attention, Batch, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
 
@@ -158,6 +160,7 @@ impl Ops for CpuOps {
     type Vector = Arc<[f32]>;
     type Rows = CpuRows;
     type Rope = CpuRope;
+    type Step = CpuStep;
 
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> CpuMatrix {
         let matrix = CpuMatrix::new(self.isa, parts, self.weights.and_then(|format| spared(role, format, parts)));
@@ -177,17 +180,26 @@ impl Ops for CpuOps {
         CpuRows::default()
     }
 
-    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> usize {
-        self.kv.insert(KvCache::new(spec, dtype, num_blocks)).bytes()
+    fn new_step(&mut self) -> CpuStep {
+        CpuStep::default()
+    }
+
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
+        Ok(self.kv.insert(KvCache::new(spec, dtype, num_blocks)).bytes())
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
         self.kv.as_mut().expect(NO_KV).copy_blocks(pairs);
     }
 
-    fn embed(&mut self, batch: &Batch, table: &CpuMatrix, scale: f32, out: &mut CpuRows) {
-        out.reshape(batch.tokens.len(), table.cols());
-        for_each_row(&mut self.pool, out, 8, &|row, to| table.read_row(batch.tokens[row] as usize, scale, to));
+    fn prepare(&mut self, batch: &Batch, step: &mut CpuStep) {
+        step.set(batch);
+    }
+
+    fn embed(&mut self, step: &CpuStep, table: &CpuMatrix, scale: f32, out: &mut CpuRows) {
+        let tokens = &step.batch.tokens;
+        out.reshape(tokens.len(), table.cols());
+        for_each_row(&mut self.pool, out, 8, &|row, to| table.read_row(tokens[row] as usize, scale, to));
     }
 
     fn rms_norm(&mut self, x: &CpuRows, weight: &Arc<[f32]>, eps: f32, out: &mut CpuRows) {
@@ -217,7 +229,7 @@ impl Ops for CpuOps {
 
     fn rotate_and_store(
         &mut self,
-        batch: &Batch,
+        step: &CpuStep,
         layer: usize,
         attention: &Attention,
         norm: QkNormWeights<'_, Arc<[f32]>>,
@@ -225,13 +237,13 @@ impl Ops for CpuOps {
         qkv: &mut CpuRows,
     ) {
         let kv = self.kv.as_mut().expect(NO_KV);
-        RotateAndStore { isa: self.isa, batch, layer, attention, norm, rope }.apply(&mut self.pool, qkv, kv);
+        RotateAndStore { isa: self.isa, step, layer, attention, norm, rope }.apply(&mut self.pool, qkv, kv);
     }
 
-    fn attend(&mut self, batch: &Batch, layer: usize, attention: &Attention, qkv: &CpuRows, out: &mut CpuRows) {
+    fn attend(&mut self, step: &CpuStep, layer: usize, attention: &Attention, qkv: &CpuRows, out: &mut CpuRows) {
         let kv = self.kv.as_ref().expect(NO_KV);
         let dots = self.isa.has_dot() && self.multiplier.compute != Compute::F32;
-        let attend = Attend { isa: self.isa, dots, batch, kv, layer, attention, qkv };
+        let attend = Attend { isa: self.isa, dots, batch: &step.batch, kv, layer, attention, qkv };
         attend.run(&mut self.pool, &mut self.splits, out);
     }
 
@@ -253,7 +265,8 @@ impl Ops for CpuOps {
         experts.apply(&mut self.pool, &mut self.multiplier, &mut self.moe, x, out);
     }
 
-    fn gather_rows(&mut self, x: &CpuRows, rows: &[u32], out: &mut CpuRows) {
+    fn gather_logit_rows(&mut self, step: &CpuStep, x: &CpuRows, out: &mut CpuRows) {
+        let rows = &step.batch.logit_rows;
         out.reshape(rows.len(), x.width());
         for_each_row(&mut self.pool, out, 1, &|i, out| out.copy_from_slice(x.row(rows[i] as usize)));
     }
@@ -272,7 +285,11 @@ impl Ops for CpuOps {
         });
     }
 
-    fn read<'a>(&'a mut self, rows: &'a CpuRows) -> &'a [f32] {
-        rows.values()
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn read<'a>(&'a mut self, rows: &'a CpuRows) -> Result<&'a [f32], DeviceError> {
+        Ok(rows.values())
     }
 }

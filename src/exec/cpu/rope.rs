@@ -8,7 +8,8 @@ use super::isa::Isa;
 use super::kv::KvCache;
 use super::pool::Pool;
 use super::rows::{CpuRows, RmsNorm, for_each_row};
-use crate::model::ops::{Attention, Batch, QkNormWeights};
+use super::step::CpuStep;
+use crate::model::ops::{Attention, QkNormWeights};
 use crate::model::spec::RopeSpec;
 
 /// Positions whose cos and sin are computed together when the first of them is met.
@@ -70,16 +71,10 @@ fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-fn distinct(slots: &[u32]) -> bool {
-    let mut sorted = slots.to_vec();
-    sorted.sort_unstable();
-    sorted.windows(2).all(|pair| pair[0] != pair[1])
-}
-
 /// See [`crate::model::ops::Ops::rotate_and_store`]. `rope` is applied where there is one.
 pub struct RotateAndStore<'a> {
     pub isa: Isa,
-    pub batch: &'a Batch,
+    pub step: &'a CpuStep,
     pub layer: usize,
     pub attention: &'a Attention,
     pub norm: QkNormWeights<'a, Arc<[f32]>>,
@@ -87,26 +82,20 @@ pub struct RotateAndStore<'a> {
 }
 
 impl RotateAndStore<'_> {
-    /// The rows' slots are distinct: a slot holds one token.
     pub fn apply(&self, pool: &mut Pool, qkv: &mut CpuRows, kv: &mut KvCache) {
         let Attention { num_heads, num_kv_heads, head_dim, .. } = *self.attention;
         assert_eq!(qkv.width(), (num_heads + 2 * num_kv_heads) * head_dim, "width of a fused q, k, v row");
         assert!(kv.has_shape(num_kv_heads, head_dim), "KV was allocated for other heads");
-        assert!(qkv.rows() == self.batch.slots.len() && qkv.rows() == self.batch.positions.len(), "rows of the batch");
+        let CpuStep { batch, ends, .. } = self.step;
+        assert!(qkv.rows() == batch.slots.len() && qkv.rows() == batch.positions.len(), "rows of the batch");
         let rotary_dim = self.rope.map_or(0, |rope| rope.0.spec.rotary_dim);
         assert!(rotary_dim <= head_dim, "{rotary_dim} rotary dimensions in heads of {head_dim}");
-        assert!(distinct(&self.batch.slots), "two rows of a step have one slot");
         let q_and_k = (num_heads + num_kv_heads) * head_dim;
-        let mut ends = vec![false; qkv.rows()];
-        for span in &self.batch.spans {
-            let end = (span.row_start + span.num_rows) as usize;
-            ends[end - 1] = true;
-        }
         let writer = kv.writer(self.layer);
         for_each_row(pool, qkv, 2, &|row, values| {
             self.normalise(&mut values[..q_and_k]);
             if let Some(rope) = self.rope {
-                rope.with(self.batch.positions[row], |cos, sin| {
+                rope.with(batch.positions[row], |cos, sin| {
                     for head in values[..q_and_k].chunks_exact_mut(head_dim) {
                         rotate(head, cos, sin);
                     }
@@ -114,9 +103,9 @@ impl RotateAndStore<'_> {
             }
             let (k, v) = values[num_heads * head_dim..].split_at(num_kv_heads * head_dim);
             for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-                // SAFETY: an executor's level is available. Slots are distinct, a row belongs to one thread, and the slot
-                // after a sequence's last one is nobody's.
-                unsafe { writer.store(self.isa, self.batch.slots[row], head, ends[row], k, v) };
+                // SAFETY: an executor's level is available. A step's slots are distinct, a row belongs to one thread, and
+                // the slot after a sequence's last one is nobody's.
+                unsafe { writer.store(self.isa, batch.slots[row], head, ends[row], k, v) };
             }
         });
     }

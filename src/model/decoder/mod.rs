@@ -11,7 +11,7 @@ pub use load::Progress;
 
 use std::sync::Arc;
 
-use super::ops::{Batch, MoeWeights, Ops, QkNormWeights};
+use super::ops::{Batch, DeviceError, MoeWeights, Ops, QkNormWeights};
 use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 
 /// A model on a device: shared weights, and activations of its own.
@@ -72,9 +72,11 @@ struct Scratch<O: Ops> {
     /// What a block adds to the stream.
     delta: O::Rows,
     logits: O::Rows,
+    gathered: O::Rows,
+    step: O::Step,
     /// What a step keeps for its last layer: the rows whose logits are wanted.
     wanted: Batch,
-    gathered: O::Rows,
+    last_step: O::Step,
 }
 
 impl<O: Ops> Scratch<O> {
@@ -88,10 +90,38 @@ impl<O: Ops> Scratch<O> {
             gated: ops.new_rows(),
             delta: ops.new_rows(),
             logits: ops.new_rows(),
-            wanted: Batch::default(),
             gathered: ops.new_rows(),
+            step: ops.new_step(),
+            wanted: Batch::default(),
+            last_step: ops.new_step(),
         }
     }
+}
+
+impl<O: Ops> Scratch<O> {
+    fn prepare(&mut self, ops: &mut O, batch: &Batch) {
+        ops.prepare(batch, &mut self.step);
+        if keeps_some(batch) {
+            batch.wanted(&mut self.wanted);
+            ops.prepare(&self.wanted, &mut self.last_step);
+        }
+    }
+
+    /// Behind the last layer's keys and values only the rows whose logits are wanted count: the step becomes these.
+    fn keep_logit_rows(&mut self, ops: &mut O, batch: &Batch) {
+        if keeps_some(batch) {
+            for rows in [&mut self.stream, &mut self.qkv] {
+                ops.gather_logit_rows(&self.step, rows, &mut self.gathered);
+                std::mem::swap(rows, &mut self.gathered);
+            }
+            std::mem::swap(&mut self.step, &mut self.last_step);
+        }
+    }
+}
+
+/// Whether the last layer is for some of the rows, neither none nor all.
+fn keeps_some(batch: &Batch) -> bool {
+    (1..batch.tokens.len()).contains(&batch.logit_rows.len())
 }
 
 impl<O: Ops> Decoder<O> {
@@ -106,24 +136,25 @@ impl<O: Ops> Decoder<O> {
 
     /// Runs one step and returns the logits of [`Batch::logit_rows`], `[logit_rows, vocab]`. K and V of every row are
     /// in the cache afterwards.
-    pub fn forward<'a>(&'a mut self, ops: &'a mut O, batch: &Batch) -> &'a [f32] {
+    pub fn forward<'a>(&'a mut self, ops: &'a mut O, batch: &Batch) -> Result<&'a [f32], DeviceError> {
         let Self { weights, scratch } = self;
         let spec = &weights.spec;
-        ops.embed(batch, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
+        scratch.prepare(ops, batch);
+        ops.embed(&scratch.step, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
         for (i, layer) in weights.layers.iter().enumerate() {
-            weights.keys_and_values(ops, batch, i, scratch);
-            if i + 1 < weights.layers.len() {
-                weights.attention(ops, batch, i, scratch);
-            } else if batch.logit_rows.is_empty() {
-                return &[];
-            } else {
-                weights.last_attention(ops, batch, i, scratch);
+            weights.keys_and_values(ops, i, scratch);
+            if i + 1 == weights.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return ops.finish().map(|()| &[][..]);
+                }
+                scratch.keep_logit_rows(ops, batch);
             }
+            weights.attention(ops, i, scratch);
             weights.mlp(ops, layer, &spec.layers[i], scratch);
         }
-        ops.rms_norm_in_place(&mut scratch.stream, &weights.final_norm, spec.norm_eps);
+        ops.rms_norm(&scratch.stream, &weights.final_norm, spec.norm_eps, &mut scratch.normed);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.matmul(&scratch.stream, head, None, &mut scratch.logits);
+        ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
         if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
             ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
         }
@@ -133,9 +164,9 @@ impl<O: Ops> Decoder<O> {
 
 impl<O: Ops> Weights<O> {
     /// Leaves the queries in `qkv`.
-    fn keys_and_values(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+    fn keys_and_values(&self, ops: &mut O, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
-        let Scratch { stream, normed, qkv, .. } = scratch;
+        let Scratch { stream, normed, qkv, step, .. } = scratch;
         let input = match &layer.before_attention {
             Some(weight) => {
                 ops.rms_norm(stream, weight, eps, normed);
@@ -150,28 +181,13 @@ impl<O: Ops> Weights<O> {
             _ => QkNormWeights::None,
         };
         let rope = spec.layers[index].rope.map(|i| &self.ropes[i]);
-        ops.rotate_and_store(batch, index, &spec.attention(index), norm, rope, qkv);
+        ops.rotate_and_store(step, index, &spec.attention(index), norm, rope, qkv);
     }
 
-    /// Behind the last layer's keys and values only the rows whose logits are wanted count: the stream becomes these.
-    fn last_attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
-        if batch.logit_rows.len() == batch.tokens.len() {
-            return self.attention(ops, batch, index, scratch);
-        }
-        for rows in [&mut scratch.stream, &mut scratch.qkv] {
-            ops.gather_rows(rows, &batch.logit_rows, &mut scratch.gathered);
-            std::mem::swap(rows, &mut scratch.gathered);
-        }
-        let mut wanted = std::mem::take(&mut scratch.wanted);
-        batch.wanted(&mut wanted);
-        self.attention(ops, &wanted, index, scratch);
-        scratch.wanted = wanted;
-    }
-
-    fn attention(&self, ops: &mut O, batch: &Batch, index: usize, scratch: &mut Scratch<O>) {
+    fn attention(&self, ops: &mut O, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
-        let Scratch { stream, qkv, attended, delta, .. } = scratch;
-        ops.attend(batch, index, &spec.attention(index), qkv, attended);
+        let Scratch { stream, qkv, attended, delta, step, .. } = scratch;
+        ops.attend(step, index, &spec.attention(index), qkv, attended);
         ops.matmul(attended, &layer.o, layer.o_bias.as_ref(), delta);
         if let Some(weight) = &layer.after_attention {
             ops.rms_norm_in_place(delta, weight, eps);

@@ -21,7 +21,6 @@ use super::kv::{KvCache, padded};
 use super::memory::{Scratch, Shared};
 use super::pool::Pool;
 use super::rows::CpuRows;
-use crate::kv::BLOCK_TOKENS;
 use crate::model::ops::{Attention, Batch, Span};
 
 /// Queries of a tile.
@@ -39,6 +38,7 @@ pub struct Attend<'a> {
     pub isa: Isa,
     /// Whether queries and weights may be rounded to bfloat16 for the dot product, where K and V are no wider.
     pub dots: bool,
+    /// Of a step, which has checked it.
     pub batch: &'a Batch,
     pub kv: &'a KvCache,
     pub layer: usize,
@@ -72,6 +72,7 @@ impl Attend<'_> {
         let Attention { num_heads, num_kv_heads, head_dim, .. } = *self.attention;
         assert!(num_kv_heads > 0 && num_heads.is_multiple_of(num_kv_heads), "{num_heads} heads on {num_kv_heads}");
         assert!(self.kv.has_shape(num_kv_heads, head_dim), "KV was allocated for other heads");
+        assert_eq!(self.qkv.rows(), self.batch.tokens.len(), "rows of the batch");
         assert_eq!(self.qkv.width(), (num_heads + 2 * num_kv_heads) * head_dim, "width of a fused q, k, v row");
         out.reshape(self.qkv.rows(), num_heads * head_dim);
         let (tiles, work) = self.tiles();
@@ -131,17 +132,10 @@ impl Attend<'_> {
         let heads_per_tile = group.min(max_queries);
         let rows_per_tile = (max_queries / group).max(1);
         let mut tiles = Vec::new();
-        let (mut work, mut rows_seen, mut first_record) = (0usize, 0, 0);
+        let (mut work, mut first_record) = (0usize, 0);
         for span in &self.batch.spans {
             let rows = span.num_rows as usize;
-            let end = span.row_start as usize + rows;
-            assert!(span.row_start as usize >= rows_seen, "spans overlap at row {}", span.row_start);
-            rows_seen = end;
-            assert!(end <= self.qkv.rows(), "span of rows to {end} in a step of {}", self.qkv.rows());
             let context = span.first_position as usize + rows;
-            let table_end = span.table_start as usize + span.num_blocks as usize;
-            assert!(table_end <= self.batch.tables.len(), "block table to {table_end}");
-            assert!(span.num_blocks as usize * BLOCK_TOKENS >= context, "block table shorter than its sequence");
             let reach = self.attention.window.map_or(context, |w| context.min(w.saturating_add(rows)));
             work = work.saturating_add(reach.saturating_mul(2 * head_dim * num_heads).saturating_mul(rows));
             for row in (0..rows).step_by(rows_per_tile).rev() {

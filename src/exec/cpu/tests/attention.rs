@@ -116,9 +116,11 @@ pub fn run(ops: &mut CpuOps, a: &Attention, prepared: &Preparation, (batch, mut 
     };
     // A table shorter than the sequences: positions beyond it are computed one by one.
     let rope = prepared.rope.as_ref().map(|rope| ops.load_rope(rope, 20));
-    ops.rotate_and_store(&batch, LAYER, a, norm, rope.as_ref(), &mut qkv);
+    let mut step = ops.new_step();
+    ops.prepare(&batch, &mut step);
+    ops.rotate_and_store(&step, LAYER, a, norm, rope.as_ref(), &mut qkv);
     let mut out = ops.new_rows();
-    ops.attend(&batch, LAYER, a, &qkv, &mut out);
+    ops.attend(&step, LAYER, a, &qkv, &mut out);
     out
 }
 
@@ -201,7 +203,7 @@ proptest! {
         let exact = exact(&a, &prepared, dtype, &sequence);
         for (isa, compute) in levels() {
             let mut ops = computing(isa, compute, 1);
-            ops.allocate_kv(&spec(&a, 2), dtype, 8);
+            ops.allocate_kv(&spec(&a, 2), dtype, 8).unwrap();
             let out = run(&mut ops, &a, &prepared, step(&[(&sequence, 0..len)]));
             assert_close(out.values(), &exact, tolerance(dtype, compute), &format!("{isa} {compute} {dtype:?} {a:?}"));
         }
@@ -230,7 +232,7 @@ fn long_contexts_are_split_and_put_together() {
             let exact = exact(&a, &prepared, dtype, &sequence);
             let of = |threads| {
                 let mut ops = computing(isa, compute, threads);
-                ops.allocate_kv(&spec(&a, 2), dtype, 75);
+                ops.allocate_kv(&spec(&a, 2), dtype, 75).unwrap();
                 let prompt = run(&mut ops, &a, &prepared, step(&[(&sequence, 0..len - 1)]));
                 (prompt, run(&mut ops, &a, &prepared, step(&[(&sequence, len - 1..len)])))
             };
@@ -243,7 +245,7 @@ fn long_contexts_are_split_and_put_together() {
             assert_eq!(bits(last.values()), bits(alone_last.values()), "{what}");
             // In the prompt the last position is one of many in its tile; alone its splits are tasks.
             let mut ops = computing(isa, compute, 2);
-            ops.allocate_kv(&spec(&a, 2), dtype, 75);
+            ops.allocate_kv(&spec(&a, 2), dtype, 75).unwrap();
             let whole = run(&mut ops, &a, &prepared, step(&[(&sequence, 0..len)]));
             assert_eq!(bits(whole.row(len - 1)), bits(last.values()), "{what}");
         }
@@ -256,7 +258,7 @@ fn copied_blocks_hold_the_same_keys_and_values() {
     for dtype in KV_DTYPES {
         let mut random = Random(9);
         let mut ops = ops(Isa::detect(), 1);
-        let bytes = ops.allocate_kv(&spec(&a, 2), dtype, 6);
+        let bytes = ops.allocate_kv(&spec(&a, 2), dtype, 6).unwrap();
         assert_eq!(Some(bytes), kv_bytes_per_block(&spec(&a, 2), dtype).map(|b| b * 6));
         let prepared = Preparation::random(&mut random, &a, QkNorm::None, None);
         let sequence = Sequence::random(&mut random, &a, 20, &mut (0..6).collect());
@@ -277,7 +279,7 @@ fn stale_values_in_a_block_are_never_read() {
     for ((isa, compute), dtype) in levels().flat_map(|level| KV_DTYPES.map(|dtype| (level, dtype))) {
         let mut random = Random(3);
         let mut ops = computing(isa, compute, 1);
-        ops.allocate_kv(&spec(&a, 2), dtype, 2);
+        ops.allocate_kv(&spec(&a, 2), dtype, 2).unwrap();
         let prepared = Preparation::random(&mut random, &a, QkNorm::None, None);
         let sequence = Sequence::random(&mut random, &a, 27, &mut (0..2).collect());
         let clean = run(&mut ops, &a, &prepared, step(&[(&sequence, 0..27)]));

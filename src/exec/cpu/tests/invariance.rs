@@ -37,7 +37,7 @@ fn row_wise(ops: &mut CpuOps, x: &CpuRows, w: &Weights) -> Vec<f32> {
     ops.add_scaled(&mut out, &routed, 0.5);
     ops.rms_norm_in_place(&mut out, &norm, 1e-5);
     ops.finish_logits(&mut out, 2.0, Some(3.0));
-    ops.read(&out).to_vec()
+    ops.read(&out).unwrap().to_vec()
 }
 
 struct Weights {
@@ -170,7 +170,7 @@ proptest! {
         for (isa, compute) in levels() {
             let fresh = |threads| {
                 let mut ops = computing(isa, compute, threads);
-                ops.allocate_kv(&spec(&a, 2), dtype, 20);
+                ops.allocate_kv(&spec(&a, 2), dtype, 20).unwrap();
                 ops
             };
             let whole = run(&mut fresh(1), &a, &prepared, step(&[(&sequence, 0..len)]));

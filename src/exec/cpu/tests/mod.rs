@@ -16,6 +16,13 @@ pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 pub const BLOCK_DTYPES: [Dtype; 8] =
     [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
+/// A step of this batch.
+pub fn step_of(batch: Batch) -> CpuStep {
+    let mut step = CpuStep::default();
+    step.set(&batch);
+    step
+}
+
 /// Seeded numbers: the same test data on every machine.
 pub struct Random(pub u64);
 

@@ -50,7 +50,7 @@ proptest! {
             prop_assert_eq!((out.rows(), out.width()), (rows, outputs));
             let rounds = compute == Compute::Bf16 && dtype == Dtype::Bf16 && isa.has_dot();
             let exact = if rounds { &exact_rounded } else { &exact };
-            assert_close(ops.read(&out), exact, 2e-5, &format!("{isa} {compute} {dtype:?}"));
+            assert_close(ops.read(&out).unwrap(), exact, 2e-5, &format!("{isa} {compute} {dtype:?}"));
         }
     }
 
@@ -67,9 +67,9 @@ proptest! {
                 let weights = Some(if four_bits { Format::Int4Min(2) } else { Format::Int8 });
                 let mut ops = CpuOps::new(CpuOptions { threads: 1, isa: Some(isa), compute, weights }).unwrap();
                 let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
-                let batch = Batch { tokens: (0..outputs as u32).collect(), ..Batch::default() };
+                let step = step_of(Batch { tokens: (0..outputs as u32).collect(), ..Batch::default() });
                 let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
-                ops.embed(&batch, &w, 1.0, &mut stored);
+                ops.embed(&step, &w, 1.0, &mut stored);
                 for (stored, value) in stored.values().iter().zip(&values) {
                     let bound = if four_bits { 0.2 } else { 0.5 / 127.0 + 1e-3 };
                     prop_assert!((stored - value).abs() <= bound, "{} was {}", stored, value);
@@ -89,7 +89,7 @@ proptest! {
         let mut random = Random(seed);
         let (x, delta, weight) = (random.rows(rows, width), random.rows(rows, width), random.values(width));
         let gate_up = random.rows(rows, 2 * width);
-        let wanted = [rows as u32 - 1, 0];
+        let step = step_of(Batch { logit_rows: vec![rows as u32 - 1, 0], ..Batch::default() });
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
             let weight_vector = ops.load_vector(&weight);
@@ -105,7 +105,7 @@ proptest! {
                 x.values().iter().zip(delta.values()).map(|(&x, &d)| f64::from(x) + f64::from(d) * f64::from(0.3f32)).collect();
             assert_close(sum.values(), &exact, 2e-7, "sum");
 
-            ops.gather_rows(&x, &wanted, &mut out);
+            ops.gather_logit_rows(&step, &x, &mut out);
             prop_assert_eq!(out.row(0), x.row(rows - 1));
             prop_assert_eq!(out.row(1), x.row(0));
 
@@ -128,12 +128,12 @@ proptest! {
             let x = x * f64::from(scale);
             softcap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
         }).collect();
-        let batch = Batch { tokens, ..Batch::default() };
+        let step = step_of(Batch { tokens, ..Batch::default() });
         for isa in Isa::available() {
             let mut ops = ops(isa, 1);
             let table = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
             let mut out = ops.new_rows();
-            ops.embed(&batch, &table, scale, &mut out);
+            ops.embed(&step, &table, scale, &mut out);
             assert_close(out.values(), &exact, 1e-6, "embed");
             ops.finish_logits(&mut out, scale, softcap);
             assert_close(out.values(), &capped, 1e-6, "logits");
@@ -230,9 +230,9 @@ fn blocks_of_a_file_are_computed_as_they_are() {
             for (isa, compute) in Isa::available().flat_map(|isa| [(isa, Compute::F32), (isa, Compute::Int8)]) {
                 let mut ops = computing(isa, compute, 1);
                 let w = ops.load_matrix(Role::Projection, std::slice::from_ref(&tensor));
-                let batch = Batch { tokens: (0..rows as u32).collect(), ..Batch::default() };
+                let step = step_of(Batch { tokens: (0..rows as u32).collect(), ..Batch::default() });
                 let (mut stored, mut out) = (ops.new_rows(), ops.new_rows());
-                ops.embed(&batch, &w, 1.0, &mut stored);
+                ops.embed(&step, &w, 1.0, &mut stored);
                 assert_eq!(bits(stored.values()), bits(&tensor.to_f32()), "{isa} {dtype}");
                 ops.matmul(&x, &w, None, &mut out);
                 let exact = if compute == Compute::Int8 { &rounded } else { &plain };
@@ -291,7 +291,7 @@ fn parts_of_several_dtypes_are_one_matrix() {
             let (matrix, bias) = (ops.load_matrix(Role::Projection, &parts), ops.load_vector(&bias));
             let mut out = CpuRows::default();
             ops.matmul(&x, &matrix, Some(&bias), &mut out);
-            assert_close(ops.read(&out), exact, 1e-4, &format!("{isa} {compute}"));
+            assert_close(ops.read(&out).unwrap(), exact, 1e-4, &format!("{isa} {compute}"));
             let mut row = vec![0.0; k];
             for output in [0, 2, 3, 23, 24, 24 + 7 * 21 - 1, 24 + 7 * 21 - 22] {
                 matrix.read_row(output, 1.0, &mut row);
