@@ -2,12 +2,15 @@
 //!
 //! Never knows about requests, queues, tenants or HTTP.
 
+mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod fake;
 pub mod runner;
 
 use std::time::Duration;
 
+use crate::model::ops::DeviceError;
 use crate::sched::plan::{StepOutput, StepPlan};
 
 /// Tokens in one KV block.
@@ -39,4 +42,13 @@ pub enum ExecError {
     Lost(String),
     #[error("step exceeded its time limit of {0:?}")]
     TimedOut(Duration),
+}
+
+impl From<DeviceError> for ExecError {
+    fn from(error: DeviceError) -> ExecError {
+        match error {
+            DeviceError::Failed(message) => ExecError::Failed(message),
+            DeviceError::Lost(message) => ExecError::Lost(message),
+        }
+    }
 }

@@ -1,5 +1,32 @@
 //! Reference logits that transformers computed (tests/fixtures/models), against the decoder.
 
+/// Calls a macro for each golden model: a module's name, the folder's, and whether it is a mixture of experts.
+macro_rules! models {
+    ($check:ident) => {
+        $check!(gemma2, "gemma2", false);
+        $check!(gemma3, "gemma3", false);
+        $check!(granite, "granite", false);
+        $check!(llama, "llama", false);
+        $check!(llama_biased, "llama-biased", false);
+        $check!(llama_head80_gqa8, "llama-head80-gqa8", false);
+        $check!(llama_linear_rope, "llama-linear-rope-old-style", false);
+        $check!(llama_yarn, "llama-yarn-head64", false);
+        $check!(llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
+        $check!(mistral_window, "mistral-window", false);
+        $check!(mixtral, "mixtral", true);
+        $check!(olmo2, "olmo2", false);
+        $check!(phi3, "phi3", false);
+        $check!(phi3_longrope, "phi3-longrope", false);
+        $check!(qwen2_old_style, "qwen2-head128-old-style", false);
+        $check!(qwen2_tied, "qwen2-tied", false);
+        $check!(qwen3, "qwen3", false);
+        $check!(qwen3_moe, "qwen3-moe", true);
+        $check!(qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
+        $check!(smollm3_nope, "smollm3-nope", false);
+    };
+}
+
+mod cuda;
 mod executor;
 mod harness;
 mod naive;
@@ -191,22 +218,22 @@ fn every_model_has_its_tests() {
     }
 }
 
-/// Every check of one golden model on some devices.
-macro_rules! golden {
-    ($devices:ident, $test:ident, $name:literal, $is_moe:literal) => {
+/// Every check of one golden model on the CPU.
+macro_rules! on_cpu {
+    ($test:ident, $name:literal, $is_moe:literal) => {
         mod $test {
             use super::*;
 
             #[test]
             fn f32() {
-                for device in $devices(Compute::F32) {
+                for device in cpus(Compute::F32) {
                     check_f32($name, device, &[usize::MAX, 16, 5, 1]);
                 }
             }
 
             #[test]
             fn bf16() {
-                for device in $devices(Compute::F32) {
+                for device in cpus(Compute::F32) {
                     check_bf16($name, &device, $is_moe);
                     if $is_moe {
                         check_forced($name, &device);
@@ -217,14 +244,14 @@ macro_rules! golden {
             /// Activations rounded too, where the machine multiplies bfloat16.
             #[test]
             fn bf16_compute() {
-                for device in $devices(Compute::Bf16) {
+                for device in cpus(Compute::Bf16) {
                     check_bf16_compute($name, device);
                 }
             }
 
             #[test]
             fn batched() {
-                for device in $devices(Compute::F32) {
+                for device in cpus(Compute::F32) {
                     check_batched($name, device);
                 }
             }
@@ -232,33 +259,8 @@ macro_rules! golden {
     };
 }
 
-macro_rules! goldens {
-    ($module:ident, $devices:ident) => {
-        mod $module {
-            use super::*;
+mod cpu {
+    use super::*;
 
-            golden!($devices, gemma2, "gemma2", false);
-            golden!($devices, gemma3, "gemma3", false);
-            golden!($devices, granite, "granite", false);
-            golden!($devices, llama, "llama", false);
-            golden!($devices, llama_biased, "llama-biased", false);
-            golden!($devices, llama_head80_gqa8, "llama-head80-gqa8", false);
-            golden!($devices, llama_linear_rope, "llama-linear-rope-old-style", false);
-            golden!($devices, llama_yarn, "llama-yarn-head64", false);
-            golden!($devices, llama3_scaled_rope_tied, "llama3-scaled-rope-tied", false);
-            golden!($devices, mistral_window, "mistral-window", false);
-            golden!($devices, mixtral, "mixtral", true);
-            golden!($devices, olmo2, "olmo2", false);
-            golden!($devices, phi3, "phi3", false);
-            golden!($devices, phi3_longrope, "phi3-longrope", false);
-            golden!($devices, qwen2_old_style, "qwen2-head128-old-style", false);
-            golden!($devices, qwen2_tied, "qwen2-tied", false);
-            golden!($devices, qwen3, "qwen3", false);
-            golden!($devices, qwen3_moe, "qwen3-moe", true);
-            golden!($devices, qwen3_moe_no_renorm, "qwen3-moe-no-renorm", true);
-            golden!($devices, smollm3_nope, "smollm3-nope", false);
-        }
-    };
+    models!(on_cpu);
 }
-
-goldens!(cpu, cpus);
