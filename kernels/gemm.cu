@@ -3,10 +3,6 @@
 // Grid: tiles of rows, tiles of columns: neighbouring blocks read the same weights.
 #include "gemm.h"
 
-using Few = GemmShape<16, 32, 64, 1, 2, 6>;
-using Some = GemmShape<64, 64, 64, 2, 2, 3>;
-using Many = GemmShape<128, 128, 32, 2, 4, 4>;
-
 #define INSTANCE(name, Shape, Out)                                                                                     \
   KERNEL(Shape::THREADS, name, Out* out, const bf16* x, const bf16* w, const float* bias, int m, int n, int k) {      \
     DYNAMIC_SHARED(bf16, memory);                                                                                     \

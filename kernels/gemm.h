@@ -115,6 +115,11 @@ __device__ __forceinline__ void write_sums(Out* out, const Sums<T>& sums, const 
     }
 }
 
+// Tiles for few, some and many rows.
+using Few = GemmShape<16, 32, 64, 1, 2, 6>;
+using Some = GemmShape<64, 64, 64, 2, 2, 3>;
+using Many = GemmShape<128, 128, 32, 2, 4, 4>;
+
 // The tile whose first row and column are m0 and n0; `memory` is T::SMEM_BYTES of shared memory.
 template <class T, class Out, class Rows>
 __device__ __forceinline__ void gemm_tile(Out* out, const Gemm<Rows>& g, int m0, int n0, bf16* memory) {
