@@ -12,6 +12,7 @@ use std::time::Duration;
 use actix::Addr;
 use arc_swap::ArcSwap;
 use crossbeam::deque::Stealer;
+use tokio::sync::Notify;
 
 use super::events::Sink;
 use super::executor::ExecutorActor;
@@ -34,6 +35,7 @@ pub struct Lanes {
     windows: ArcSwap<Windows>,
     idle: IdleLanes,
     affinity: Affinity,
+    all_lost: Notify,
 }
 
 /// One lane's place; it outlives the actors in it.
@@ -65,6 +67,7 @@ impl Lanes {
             idle: IdleLanes::default(),
             windows: ArcSwap::from_pointee(windows),
             affinity: Affinity::default(),
+            all_lost: Notify::default(),
         })
     }
 
@@ -106,6 +109,20 @@ impl Lanes {
     /// No step will run in this lane any more.
     pub fn set_lost(&self, lane: usize) {
         self.lanes[lane].is_lost.store(true, Ordering::Relaxed);
+        if self.are_all_lost() {
+            self.all_lost.notify_one();
+        }
+    }
+
+    fn are_all_lost(&self) -> bool {
+        (0..self.len()).all(|lane| self.is_lost(lane))
+    }
+
+    /// Waits until no lane runs steps any more. One may wait.
+    pub async fn all_lost(&self) {
+        while !self.are_all_lost() {
+            self.all_lost.notified().await;
+        }
     }
 
     pub fn is_lost(&self, lane: usize) -> bool {

@@ -1,26 +1,21 @@
-//! From the configuration to lanes that can start: opens the model, puts it on its device, divides memory and threads.
+//! From the configuration to lanes that can start: opens the model, puts it on its devices.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cores;
-use super::memory::{self, Demand, TooLittle};
+use super::devices::{self, Lanes};
+use super::memory::TooLittle;
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
-use crate::base::config::{
-    Compute as ComputeChoice, Config, Isa as IsaChoice, KvDtype as KvChoice, SamplingDefaults, Scheduler, Speculative,
-    Weights as WeightsChoice,
-};
-use crate::exec::cpu::{self, Compute, CpuError, CpuOps, CpuOptions, Format, Isa, Peaks, Stored};
+use crate::base::config::{Config, SamplingDefaults, Scheduler, Speculative};
+use crate::exec::cpu::{self, CpuError};
+use crate::exec::cuda::device::Absent;
 use crate::exec::fake::{FakeExecutor, FakeSpec, FakeSpecError, text};
-use crate::exec::runner::ModelExecutor;
 use crate::exec::{BLOCK_TOKENS, Executor};
-use crate::model::decoder::Decoder;
 use crate::model::ops::DeviceError;
-use crate::model::ops::KvDtype;
 use crate::model::source::{self, ChatSource, GenerationDefaults, ModelError, ModelSource};
 use crate::model::text::{ChatError, ChatTemplate, TextError, Tokenizer};
-use crate::model::weights::{Dtype, WeightsError};
+use crate::model::weights::WeightsError;
 use crate::route::ServedModel;
 use crate::sample::SamplingParams;
 use crate::sched::{LaneConfig, Speculation};
@@ -50,6 +45,8 @@ pub enum EngineError {
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("engine.device is cuda, but {0}")]
+    NoGpu(Absent),
 }
 
 /// Everything that serving needs, built but not started.
@@ -91,154 +88,34 @@ fn fake(config: &Config) -> Result<Engine, EngineError> {
     let spec: FakeSpec = config.model.path.parse()?;
     let tokenizer = text::tokenizer(&spec)?;
     let max_model_len = config.model.max_model_len.map_or(FAKE_MODEL_LEN, |len| len as usize);
-    let num_blocks = num_blocks(config, FAKE_BLOCK_BYTES, max_model_len)?;
+    let num_blocks = devices::cpu::num_blocks(config, FAKE_BLOCK_BYTES, max_model_len)?;
     let executors = (0..config.engine.lanes)
         .map(|_| Box::new(FakeExecutor::new(spec.clone(), num_blocks)) as Box<dyn Executor>)
         .collect();
+    let lanes =
+        Lanes { executors, num_blocks, block_bytes: FAKE_BLOCK_BYTES, weights: String::new(), warnings: Vec::new() };
     let (eos_tokens, generation) = (vec![spec.end_token()], GenerationDefaults::default());
     let side = TextSide { tokenizer, chat: text::chat_source(), eos_tokens, generation };
-    let sizes = Sizes { vocab_size: spec.vocab as usize, max_model_len, num_blocks, block_bytes: FAKE_BLOCK_BYTES };
-    let about = About { model: format!("{spec} (no model: tokens are made up)"), ..About::default() };
-    finish(config, side, executors, sizes, about)
+    let sizes = Sizes { vocab_size: spec.vocab as usize, max_model_len };
+    finish(config, side, lanes, sizes, format!("{spec} (no model: tokens are made up)"))
 }
 
 fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     let source = open(config, progress)?;
     cpu::give_back_free();
-    // As asked for, or the model's own: the spec is made for one.
-    let max_model_len = source.spec.max_positions;
-    let (isa, compute, weights) = (isa(config), compute(config), weights(config));
-    let dtype = kv_dtype(config, &source);
-    let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
-
-    let lanes = config.engine.lanes;
-    let threads = threads(config);
-    let options = |lane: usize| CpuOptions {
-        threads: threads / lanes + usize::from(lane < threads % lanes),
-        isa,
-        compute,
-        weights,
-    };
-    let mut first = CpuOps::new(options(0))?;
-    let mut on_load = |done, total| progress("loading weights", done, total);
-    let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
-    let num_blocks = num_blocks(config, block_bytes, max_model_len)?;
+    let lanes = devices::open(config, &source, progress)?;
     let parameters: usize = source.tensors.values().map(|t| t.num_elements()).sum();
-    let about = About {
-        model: format!("{}, {:.1} M parameters", source.spec.model_type, parameters as f64 / 1e6),
-        weights: describe_weights(&first),
-        warnings: describe_obstacles(&first),
-    };
-
-    let shared: Vec<_> = (1..lanes)
-        .map(|lane| {
-            let mut ops = CpuOps::new(options(lane))?;
-            let decoder = decoder.share(&mut ops);
-            Ok((ops, decoder))
-        })
-        .collect::<Result<_, CpuError>>()?;
-    let executors = std::iter::once((first, decoder))
-        .chain(shared)
-        .map(|(ops, decoder)| {
-            let device = format!("cpu ({}, {} thread(s))", ops.isa(), ops.threads());
-            Ok(Box::new(ModelExecutor::new(ops, decoder, device, dtype, num_blocks)?) as Box<dyn Executor>)
-        })
-        .collect::<Result<_, DeviceError>>()?;
-    let sizes = Sizes { vocab_size: source.spec.vocab_size, max_model_len, num_blocks, block_bytes };
+    let model = format!("{}, {:.1} M parameters", source.spec.model_type, parameters as f64 / 1e6);
+    // As asked for, or the model's own: the spec is made for one.
+    let (vocab_size, max_model_len) = (source.spec.vocab_size, source.spec.max_positions);
     let ModelSource { tokenizer, chat, eos_tokens, generation, .. } = source;
-    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, executors, sizes, about)
-}
-
-/// As "bf16, 942 MiB, computed in bf16", for every format that there is.
-fn describe_weights(ops: &CpuOps) -> String {
-    let one = |s: &Stored| format!("{}, {} MiB, computed in {}", s.format, s.bytes >> 20, s.compute);
-    ops.stored().iter().map(one).collect::<Vec<_>>().join("; ")
-}
-
-fn describe_obstacles(ops: &CpuOps) -> Vec<String> {
-    let asked = ops.compute();
-    let one = |s: &Stored| {
-        let obstacle = s.obstacle(asked, ops.isa())?;
-        Some(format!(
-            "engine.compute={asked} does not apply to {} MiB of {} weights, which are computed in {}: {obstacle}",
-            s.bytes >> 20,
-            s.format,
-            s.compute
-        ))
-    };
-    ops.stored().iter().filter_map(one).collect()
+    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, lanes, Sizes { vocab_size, max_model_len }, model)
 }
 
 fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError> {
     let mut on_open = |done, total| progress("opening the model", done, total);
     let max_model_len = config.model.max_model_len.map(|len| len as usize);
     Ok(source::open(Path::new(&config.model.path), max_model_len, &mut on_open)?)
-}
-
-fn isa(config: &Config) -> Option<Isa> {
-    match config.engine.isa {
-        IsaChoice::Auto => None,
-        IsaChoice::Avx512Dot => Some(Isa::Avx512Dot),
-        IsaChoice::Avx512 => Some(Isa::Avx512),
-        IsaChoice::Avx2 => Some(Isa::Avx2),
-        IsaChoice::Scalar => Some(Isa::Scalar),
-    }
-}
-
-fn compute(config: &Config) -> Compute {
-    match config.engine.compute {
-        ComputeChoice::F32 => Compute::F32,
-        ComputeChoice::Bf16 => Compute::Bf16,
-        ComputeChoice::Int8 => Compute::Int8,
-    }
-}
-
-fn weights(config: &Config) -> Option<Format> {
-    match config.engine.weights {
-        WeightsChoice::Auto => None,
-        WeightsChoice::F32 => Some(Format::F32),
-        WeightsChoice::F16 => Some(Format::F16),
-        WeightsChoice::Bf16 => Some(Format::Bf16),
-        WeightsChoice::Int8 => Some(Format::Int8),
-        WeightsChoice::Int4Of32 => Some(Format::Int4Min(1)),
-        WeightsChoice::Int4 => Some(Format::Int4Min(2)),
-        WeightsChoice::Int4Of128 => Some(Format::Int4Min(4)),
-    }
-}
-
-/// What the machine gives at most, with the configured threads and level.
-pub fn probe(config: &Config) -> Result<Peaks, CpuError> {
-    cpu::probe(CpuOptions { threads: threads(config), isa: isa(config), ..CpuOptions::default() })
-}
-
-/// `auto` keeps the KV cache in 16 bits when the weights are, or activations are rounded anyway; quantised weights stand
-/// for float32 numbers.
-fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
-    let is_wide = |dtype: Dtype| dtype == Dtype::F32 || dtype.is_quantised();
-    let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && is_wide(t.dtype));
-    match config.kv.dtype {
-        KvChoice::F32 => KvDtype::F32,
-        KvChoice::Bf16 => KvDtype::Bf16,
-        KvChoice::Int8 => KvDtype::Int8,
-        KvChoice::Auto if config.engine.compute == ComputeChoice::F32 && weights_are_wide() => KvDtype::F32,
-        KvChoice::Auto => KvDtype::Bf16,
-    }
-}
-
-/// Compute threads over all lanes; every lane has at least one.
-fn threads(config: &Config) -> usize {
-    config.engine.threads.unwrap_or_else(cores::physical).max(config.engine.lanes)
-}
-
-fn num_blocks(config: &Config, block_bytes: usize, max_model_len: usize) -> Result<usize, TooLittle> {
-    let demand = Demand {
-        block_bytes,
-        num_lanes: config.engine.lanes,
-        max_running: config.scheduler.max_running,
-        max_model_len,
-    };
-    // Where nothing says how much is free, a gigabyte is a safe guess; kv.memory overrides it.
-    memory::blocks_per_lane(&config.kv, memory::free_bytes().unwrap_or(1 << 30), demand)
 }
 
 /// The checkpoint's word where it has one, else OpenAI's. `do_sample: false` is Hugging Face's way to say greedy.
@@ -255,14 +132,6 @@ fn sampling_defaults(generation: &GenerationDefaults) -> SamplingParams {
     }
 }
 
-/// What people are told of a model.
-#[derive(Default)]
-struct About {
-    model: String,
-    weights: String,
-    warnings: Vec<String>,
-}
-
 fn speculation(scheduler: &Scheduler) -> Option<Speculation> {
     let speculation = Speculation {
         max_drafts: scheduler.num_speculative_tokens,
@@ -276,19 +145,19 @@ fn speculation(scheduler: &Scheduler) -> Option<Speculation> {
 struct Sizes {
     vocab_size: usize,
     max_model_len: usize,
-    num_blocks: usize,
-    block_bytes: usize,
 }
 
+/// `about` is what people are told of the model.
 fn finish(
     config: &Config,
     side: TextSide,
-    executors: Vec<Box<dyn Executor>>,
+    lanes: Lanes,
     sizes: Sizes,
-    about: About,
+    about: String,
 ) -> Result<Engine, EngineError> {
+    let Lanes { executors, num_blocks, block_bytes, weights, warnings } = lanes;
     let lane = LaneConfig {
-        num_blocks: sizes.num_blocks,
+        num_blocks,
         max_batch_tokens: config.scheduler.max_batch_tokens,
         max_chunk_tokens: config.scheduler.max_batch_tokens,
         max_slowdown: config.scheduler.max_slowdown,
@@ -316,16 +185,15 @@ fn finish(
         created: clock::unix_s(),
     };
     let summary = Summary {
-        model: format!("{} ({}), context {} tokens", model.name, about.model, sizes.max_model_len),
+        model: format!("{} ({about}), context {} tokens", model.name, sizes.max_model_len),
         device: executors.first().map(|e| e.info().device.clone()).unwrap_or_default(),
-        weights: about.weights,
+        weights,
         kv: format!(
-            "{} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)",
-            sizes.num_blocks,
-            (sizes.num_blocks * sizes.block_bytes) >> 20
+            "{num_blocks} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)",
+            (num_blocks * block_bytes) >> 20
         ),
         lanes: format!("{}, up to {} sequences each", config.engine.lanes, config.scheduler.max_running),
-        warnings: about.warnings,
+        warnings,
     };
     let steal_window = config.scheduler.steal_window;
     let seeds =

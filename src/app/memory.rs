@@ -31,11 +31,13 @@ pub struct TooLittle {
 /// Room for one short sequence and the one that follows it.
 const MIN_BLOCKS: usize = 4;
 
-/// Blocks for each lane: all that `kv.memory` allows; without it a share of what is free, but no more than
+/// Blocks for each lane: all that `kv.memory` allows; without it a share of what is free (`kv.memory_share`, else
+/// `default_share`), but no more than
 /// [`MAX_OVERSIZE`] times what can be in use.
-pub fn blocks_per_lane(kv: &Kv, free_bytes: u64, demand: Demand) -> Result<usize, TooLittle> {
+pub fn blocks_per_lane(kv: &Kv, default_share: f64, free_bytes: u64, demand: Demand) -> Result<usize, TooLittle> {
     let Demand { block_bytes, num_lanes, max_running, max_model_len } = demand;
-    let available = kv.memory.unwrap_or((free_bytes as f64 * kv.memory_share) as u64);
+    let share = kv.memory_share.unwrap_or(default_share);
+    let available = kv.memory.unwrap_or((free_bytes as f64 * share) as u64);
     let mut num_blocks = (available / (block_bytes * num_lanes) as u64) as usize;
     if kv.memory.is_none() {
         num_blocks = num_blocks.min(max_running * max_model_len.div_ceil(BLOCK_TOKENS) * MAX_OVERSIZE);
@@ -87,17 +89,18 @@ mod tests {
 
     #[test]
     fn a_share_is_capped_by_what_can_be_used_and_a_number_is_not() {
-        let share = Kv { memory_share: 0.5, ..Kv::default() };
-        assert_eq!(blocks_per_lane(&share, 80_000, DEMAND), Ok(20));
-        assert_eq!(blocks_per_lane(&share, 1 << 40, DEMAND), Ok(4 * 7 * 4));
+        let share = Kv { memory_share: Some(0.5), ..Kv::default() };
+        assert_eq!(blocks_per_lane(&share, 0.25, 80_000, DEMAND), Ok(20));
+        assert_eq!(blocks_per_lane(&Kv::default(), 0.25, 160_000, DEMAND), Ok(20));
+        assert_eq!(blocks_per_lane(&share, 0.25, 1 << 40, DEMAND), Ok(4 * 7 * 4));
         let number = Kv { memory: Some(2_000_000), ..Kv::default() };
-        assert_eq!(blocks_per_lane(&number, 0, DEMAND), Ok(1000));
+        assert_eq!(blocks_per_lane(&number, 0.25, 0, DEMAND), Ok(1000));
     }
 
     #[test]
     fn too_little_names_the_numbers() {
         let kv = Kv { memory: Some(5_000), ..Kv::default() };
-        let message = blocks_per_lane(&kv, 0, DEMAND).unwrap_err().to_string();
+        let message = blocks_per_lane(&kv, 0.25, 0, DEMAND).unwrap_err().to_string();
         assert!(message.contains("5000 bytes") && message.contains("raise kv.memory to 8000"), "{message}");
     }
 

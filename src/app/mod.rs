@@ -2,6 +2,7 @@
 
 mod cores;
 mod descriptors;
+pub mod devices;
 pub mod engine;
 mod memory;
 mod serve;

@@ -46,6 +46,8 @@ pub enum ServeError {
     Lane(#[from] LaneConfigError),
     #[error("cannot listen on {address}: {source}; set server.listen (or --listen) to a free port")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("no device is left: start the server again, which finds those that can be used")]
+    DevicesLost,
     #[error("the server failed: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -103,14 +105,15 @@ pub async fn serve(config: Config, progress: Progress<'_>, announce: impl FnOnce
     let handle = server.handle();
     let running = actix::spawn(server);
     announce(Started { address, model: &name, summary: &summary, access });
-    tokio::select! {
-        () = signals.drain(&services, Duration::from_secs(config.server.drain_timeout_s)) => {}
-        () = wards.keep(supervisor) => {}
-    }
+    let drain_limit = Duration::from_secs(config.server.drain_timeout_s);
+    let end = tokio::select! {
+        end = signals.drain(&services, drain_limit) => end,
+        () = wards.keep(supervisor) => Ok(()),
+    };
     handle.stop(true).await;
     store.close().await;
     running.await.map_err(std::io::Error::other)??;
-    Ok(())
+    end
 }
 
 /// What metrics say that does not change.
@@ -176,9 +179,13 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal, then until everyone has left or the limit (or the patience of who sends signals) is over.
-    async fn drain(mut self, services: &Services, limit: Duration) {
-        self.next().await;
+    /// Waits for a signal, or until no device is left; then until everyone has left or the limit (or the patience of who
+    /// sends signals) is over.
+    async fn drain(mut self, services: &Services, limit: Duration) -> Result<(), ServeError> {
+        let end = tokio::select! {
+            () = self.next() => Ok(()),
+            () = services.lanes.all_lost() => Err(ServeError::DevicesLost),
+        };
         services.live.start_draining();
         tracing::info!(requests = services.live.len(), limit_s = limit.as_secs(), "draining");
         let deadline = Instant::now() + limit;
@@ -191,6 +198,7 @@ impl Signals {
             services.live.shut_down();
             all_left(services, Instant::now() + LAST_WORDS).await;
         }
+        end
     }
 }
 

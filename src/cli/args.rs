@@ -12,7 +12,7 @@ Configuration, weakest first: built-in defaults; config.yaml (or --config FILE);
 GARRICK__SERVER__LISTEN; --set section.key=value; named options.
 
 Exit status: 0 done; 64 wrong arguments, configuration or input; 66 the model cannot be opened; 69 not available (the \
-port is taken, the server does not answer); 70 internal error.";
+port is taken, the server does not answer); 70 internal error; 75 every device was lost, start it again.";
 
 /// An LLM inference server: OpenAI's API, continuous batching, paged KV cache, keys and quotas, in one program.
 #[derive(Debug, Parser)]
@@ -31,7 +31,7 @@ pub enum Command {
     /// Serve a model over HTTP (also what the program does without a command)
     Serve(ServeArgs),
     /// Check the configuration and open the model, say what would run, and stop
-    Check(ServeArgs),
+    Check(CheckArgs),
     /// Talk to a running server from the terminal
     ///
     /// Reads one message from each line of standard input and prints the answers as they come. Ctrl-C ends the answer,
@@ -76,6 +76,9 @@ pub struct ModelArgs {
     /// Bound on prompt plus output, in tokens [model.max_model_len]
     #[arg(long, value_name = "TOKENS")]
     pub max_model_len: Option<String>,
+    /// What it runs on: auto (a GPU where there is one), cpu or cuda [engine.device]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Independent batches [engine.lanes]
     #[arg(long, value_name = "N")]
     pub lanes: Option<String>,
@@ -103,6 +106,16 @@ pub struct ServeArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// What is checked.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// Say first which GPUs were found, and which kernels they take
+    #[arg(long)]
+    pub cuda: bool,
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::serve::{engine_exit, print_summary};
 use super::{Exit, Failure};
 use crate::actors::supervisor::LaneSeed;
+use crate::app::devices::cpu;
 use crate::app::engine::{self, Engine};
 use crate::base::config::{Config, Speculative};
 use crate::sample::SamplingParams;
@@ -67,7 +68,7 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
 /// The roofline: what no kernel on this machine can exceed.
 fn probe(config: &Config, json: bool) -> Result<(), Failure> {
     eprintln!("reading and multiplying for some seconds; anything else that runs lowers the figures");
-    let peaks = engine::probe(config).map_err(|e| Failure::new(Exit::Usage, e))?;
+    let peaks = cpu::probe(config).map_err(|e| Failure::new(Exit::Usage, e))?;
     if json {
         let report = json!({
             "isa": peaks.isa.to_string(), "threads": peaks.threads, "read_gb_per_s": peaks.read_gb_per_s,

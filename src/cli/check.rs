@@ -1,15 +1,18 @@
 //! `garrick check`: everything that a start does, short of listening.
 
-use super::args::ServeArgs;
+use super::args::CheckArgs;
 use super::progress::Progress;
 use super::serve::{engine_exit, print_summary};
 use super::{Exit, Failure};
-use crate::app::engine;
+use crate::app::{devices, engine};
 use crate::gate::auth::access;
 use crate::store::Store;
 
-pub fn run(args: ServeArgs) -> Result<(), Failure> {
-    let config = args.load()?;
+pub fn run(args: CheckArgs) -> Result<(), Failure> {
+    let config = args.serve.load()?;
+    if args.cuda {
+        print_gpus();
+    }
     let mut progress = Progress::new();
     let built = engine::build(&config, &mut |stage, done, total| progress.show(stage, done, total));
     progress.finish();
@@ -28,4 +31,23 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     access(config.server.listen, keys).map_err(|e| Failure::new(Exit::Usage, e))?;
     println!("\nthe configuration and the model are good");
     Ok(())
+}
+
+fn print_gpus() {
+    let gpus = match devices::gpus() {
+        Ok(gpus) => gpus,
+        Err(absent) => return println!("cuda    not usable: {absent}"),
+    };
+    for gpu in gpus {
+        let (major, minor) = gpu.capability;
+        let gib = |bytes: usize| bytes >> 30;
+        println!(
+            "cuda    {}: {}, compute capability {major}.{minor}, {} GiB, {} GiB of them free, kernels {}",
+            gpu.ordinal,
+            gpu.name,
+            gib(gpu.total_bytes),
+            gib(gpu.free_bytes),
+            gpu.kernels
+        );
+    }
 }

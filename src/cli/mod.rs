@@ -31,6 +31,8 @@ pub enum Exit {
     /// A port is taken, a server does not answer.
     Unavailable = 69,
     Internal = 70,
+    /// No device is left, and a new process may find one.
+    TryAgain = 75,
 }
 
 /// Why a command ended badly: its exit status and what standard error says.

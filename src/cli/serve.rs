@@ -60,6 +60,7 @@ fn failure(error: ServeError) -> Failure {
         ServeError::OpenAbroad(_) | ServeError::Lane(_) => Exit::Usage,
         ServeError::Engine(error) => engine_exit(error),
         ServeError::Listen { .. } => Exit::Unavailable,
+        ServeError::DevicesLost => Exit::TryAgain,
         ServeError::Store(_) | ServeError::Io(_) => Exit::Internal,
     };
     Failure::new(exit, error)
@@ -74,6 +75,6 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
         EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
-        EngineError::Device(_) => Exit::Unavailable,
+        EngineError::Device(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }

@@ -26,6 +26,7 @@ impl ModelArgs {
             flag("--model", "model.path", &self.model),
             flag("--served-model-name", "model.served_name", &self.served_model_name),
             flag("--max-model-len", "model.max_model_len", &self.max_model_len),
+            flag("--device", "engine.device", &self.device),
             flag("--lanes", "engine.lanes", &self.lanes),
             flag("--threads", "engine.threads", &self.threads),
             flag("--weights", "engine.weights", &self.weights),

@@ -6,6 +6,8 @@
 //! Contract for every implementation: **batch invariance**. The values of a row depend on that row's
 //! sequence only, never on how many rows, sequences or chunks share the step.
 
+use std::ops::Index;
+
 use super::TokenId;
 use super::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use super::weights::Tensor;
@@ -93,13 +95,13 @@ pub struct Attention {
 }
 
 /// Weights of one mixture-of-experts layer on the device.
-pub struct MoeWeights<M> {
+pub struct MoeWeights<M, E = Vec<M>> {
     /// `[num_experts, hidden]`
     pub router: M,
     /// Per expert: gate rows then up rows, `[2 * intermediate, hidden]`.
-    pub gate_up: Vec<M>,
+    pub gate_up: E,
     /// Per expert: `[hidden, intermediate]`.
-    pub down: Vec<M>,
+    pub down: E,
 }
 
 /// q/k normalisation that precedes the rotary embedding.
@@ -150,6 +152,8 @@ pub enum DeviceError {
 pub trait Ops {
     /// A weight matrix `[out, in]` in the device's own layout.
     type Matrix;
+    /// The same matrix of each expert of a layer.
+    type Experts: Index<usize, Output = Self::Matrix>;
     /// A float32 vector.
     type Vector;
     /// Activations `[rows, width]`, float32 in meaning. Resized by the op that writes it.
@@ -163,6 +167,7 @@ pub trait Ops {
     /// Stacks `parts` (all `[out_i, in]`, same `in`) by rows into one matrix. Their dtypes may differ and may be
     /// quantised: a GGUF file may hold q in one and v in another.
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> Self::Matrix;
+    fn load_experts(&mut self, matrices: Vec<Self::Matrix>) -> Self::Experts;
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
     fn new_rows(&mut self) -> Self::Rows;
@@ -214,7 +219,7 @@ pub trait Ops {
     fn moe(
         &mut self,
         x: &Self::Rows,
-        weights: &MoeWeights<Self::Matrix>,
+        weights: &MoeWeights<Self::Matrix, Self::Experts>,
         moe: &MoeSpec,
         activation: Activation,
         out: &mut Self::Rows,

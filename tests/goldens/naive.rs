@@ -86,6 +86,7 @@ fn gated(row: &[f32], activation: Activation) -> Vec<f32> {
 
 impl Ops for Naive {
     type Matrix = Matrix;
+    type Experts = Vec<Matrix>;
     type Vector = Vec<f32>;
     type Rows = Rows;
     type Rope = RopeSpec;
@@ -93,6 +94,10 @@ impl Ops for Naive {
 
     fn load_matrix(&mut self, _role: Role, parts: &[Tensor]) -> Matrix {
         Matrix { width: parts[0].shape[1], values: parts.iter().flat_map(Tensor::to_f32).collect() }
+    }
+
+    fn load_experts(&mut self, matrices: Vec<Matrix>) -> Vec<Matrix> {
+        matrices
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Vec<f32> {

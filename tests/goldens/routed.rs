@@ -50,12 +50,20 @@ fn route(logits: &[f32], count: usize) -> Route {
 
 impl<O: Ops> Ops for Routed<O> {
     type Matrix = O::Matrix;
+    type Experts = O::Experts;
     type Vector = O::Vector;
     type Rows = O::Rows;
     type Rope = O::Rope;
     type Step = O::Step;
 
-    fn moe(&mut self, x: &O::Rows, weights: &MoeWeights<O::Matrix>, moe: &MoeSpec, act: Activation, out: &mut O::Rows) {
+    fn moe(
+        &mut self,
+        x: &O::Rows,
+        weights: &MoeWeights<O::Matrix, O::Experts>,
+        moe: &MoeSpec,
+        act: Activation,
+        out: &mut O::Rows,
+    ) {
         self.inner.matmul(x, &weights.router, None, &mut self.router);
         let logits = self.inner.read(&self.router).unwrap().to_vec();
         assert_eq!(logits.len(), moe.num_experts, "one row a step");
@@ -83,6 +91,9 @@ impl<O: Ops> Ops for Routed<O> {
 
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> O::Matrix {
         self.inner.load_matrix(role, parts)
+    }
+    fn load_experts(&mut self, matrices: Vec<O::Matrix>) -> O::Experts {
+        self.inner.load_experts(matrices)
     }
     fn load_vector(&mut self, values: &[f32]) -> O::Vector {
         self.inner.load_vector(values)

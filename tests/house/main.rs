@@ -6,6 +6,7 @@ mod source;
 
 use std::fs;
 
+use sha2::{Digest, Sha256};
 use source::{Source, crate_paths, has_word, line_of, root, sources, word_places};
 
 /// From the bottom up. A part imports from lower layers, and from its own as [`sideways`] says.
@@ -115,7 +116,33 @@ fn actors_and_http_stay_in_their_layers() {
         }
     }
     breaches.extend(places("sqlx", |s| s.part() != "store", "only in store/"));
+    for name in ["cudarc", "libloading"] {
+        breaches.extend(places(name, |s| !s.path.starts_with("src/exec/cuda/device/"), "only in exec/cuda/device/"));
+    }
     report(breaches);
+}
+
+/// The kernels in the program are what the compiler made of these sources.
+#[test]
+fn prebuilt_kernels_are_those_of_the_sources() {
+    let folder = root().join("kernels");
+    let manifest = fs::read_to_string(folder.join("prebuilt/MANIFEST")).unwrap();
+    let listed: Vec<(String, String)> = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("source ")?.split_once(' '))
+        .map(|(hash, name)| (name.to_owned(), hash.to_owned()))
+        .collect();
+    let mut found: Vec<(String, String)> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu" || extension == "h"))
+        .map(|path| {
+            let hash = Sha256::digest(fs::read(&path).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), hash)
+        })
+        .collect();
+    found.sort();
+    assert_eq!(listed, found, "run scripts/check-kernels.sh compile prebuilt");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use super::sections::{Compute, Config, Isa, KvDtype, LogFormat, SamplingDefaults, Speculative, Weights};
+use super::sections::{Compute, Config, Device, Isa, KvDtype, LogFormat, SamplingDefaults, Speculative, Weights};
 use super::value::{Allowed, Value};
 
 /// One key.
@@ -37,6 +37,9 @@ pub const KEYS: &[Key] = &[
     key("model.sampling_defaults", |c, v| put(&mut c.model.sampling_defaults, v.word(&[
         ("model", SamplingDefaults::Model), ("openai", SamplingDefaults::OpenAi),
     ]))),
+    key("engine.device", |c, v| put(&mut c.engine.device, v.word(&[
+        ("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda", Device::Cuda),
+    ]))),
     key("engine.lanes", |c, v| put(&mut c.engine.lanes, v.int(1..=64))),
     key("engine.threads", |c, v| put(&mut c.engine.threads, opt_int(v, 1..=1024))),
     key("engine.isa", |c, v| put(&mut c.engine.isa, v.word(&[
@@ -51,7 +54,7 @@ pub const KEYS: &[Key] = &[
     ]))),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
-    key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, v.number(0.0, 0.95))),
+    key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, opt(v, |v| v.number(0.0, 0.95)))),
     key("kv.dtype", |c, v| put(&mut c.kv.dtype, v.word(&[
         ("auto", KvDtype::Auto), ("f32", KvDtype::F32), ("bf16", KvDtype::Bf16), ("int8", KvDtype::Int8),
     ]))),

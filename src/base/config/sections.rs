@@ -125,7 +125,8 @@ pub enum SamplingDefaults {
 /// Devices and how they compute.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Engine {
-    /// Lanes of this process; CPU lanes share the weights and split threads and KV memory.
+    pub device: Device,
+    /// Lanes of this process, one for each GPU first; CPU lanes share the weights and split threads and KV memory.
     pub lanes: usize,
     /// Compute threads over all lanes; by default the physical cores.
     pub threads: Option<usize>,
@@ -138,8 +139,18 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { lanes: 1, threads: None, isa: Isa::Auto, weights: Weights::Auto, compute: Compute::F32, max_step_s: 30 }
+        Self { device: Device::Auto, lanes: 1, threads: None, isa: Isa::Auto, weights: Weights::Auto, compute: Compute::F32, max_step_s: 30 }
     }
+}
+
+/// What steps run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// GPUs where there are some, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
 }
 
 /// Instruction set of the CPU kernels.
@@ -192,15 +203,16 @@ pub enum Weights {
 pub struct Kv {
     /// Bytes over all lanes; by default [`Kv::memory_share`] decides.
     pub memory: Option<u64>,
-    /// Share of the memory that the machine (or its container) has left after the weights; used when `memory` is not set.
-    pub memory_share: f64,
+    /// Share of the memory that the machine (or its container), or the GPU, has left after the weights; used when `memory`
+    /// is not set. By default 0.5 on the CPU and 0.9 on a GPU.
+    pub memory_share: Option<f64>,
     pub dtype: KvDtype,
     pub prefix_cache: bool,
 }
 
 impl Default for Kv {
     fn default() -> Self {
-        Self { memory: None, memory_share: 0.5, dtype: KvDtype::Auto, prefix_cache: true }
+        Self { memory: None, memory_share: None, dtype: KvDtype::Auto, prefix_cache: true }
     }
 }
 

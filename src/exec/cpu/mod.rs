@@ -157,6 +157,7 @@ const NO_KV: &str = "allocate_kv comes before the first step";
 
 impl Ops for CpuOps {
     type Matrix = CpuMatrix;
+    type Experts = Vec<CpuMatrix>;
     type Vector = Arc<[f32]>;
     type Rows = CpuRows;
     type Rope = CpuRope;
@@ -166,6 +167,10 @@ impl Ops for CpuOps {
         let matrix = CpuMatrix::new(self.isa, parts, self.weights.and_then(|format| spared(role, format, parts)));
         Stored::add(&mut self.stored, &matrix, self.multiplier.compute, self.isa);
         matrix
+    }
+
+    fn load_experts(&mut self, matrices: Vec<CpuMatrix>) -> Vec<CpuMatrix> {
+        matrices
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Arc<[f32]> {

@@ -47,6 +47,14 @@ impl Regions {
     }
 }
 
+/// K and V bytes of one block in all layers; `None` where no address space could hold it.
+pub fn kv_bytes_per_block(spec: &Spec, dtype: KvDtype) -> Option<usize> {
+    let tokens = spec.num_kv_heads.checked_mul(BLOCK_TOKENS)?;
+    tokens.checked_mul(spec.head_dim)?.checked_mul(4)?.checked_mul(2 * spec.layers.len())?;
+    let (values, scales) = block_bytes(spec, dtype);
+    Some((values + scales) * 2 * spec.layers.len())
+}
+
 /// Bytes of a block of values, and of scales (0 without them), in one region.
 fn block_bytes(spec: &Spec, dtype: KvDtype) -> (usize, usize) {
     let tokens = spec.num_kv_heads * BLOCK_TOKENS;

@@ -15,8 +15,12 @@ pub mod device;
 mod kv;
 mod launch;
 mod memory;
+mod module;
+mod moe;
 mod rows;
 mod step;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::sync::Arc;
@@ -24,8 +28,11 @@ use std::sync::Arc;
 use self::attention::{Attend, Records};
 use self::device::{Address, Device};
 use self::kv::CudaKv;
+pub use self::kv::kv_bytes_per_block;
 use self::launch::Launch;
 use self::memory::{Buffer, Scratch};
+pub use self::moe::CudaExperts;
+use self::moe::{Experts, MoeBuffers};
 pub use self::rows::CudaRows;
 use self::rows::Element;
 pub use self::step::CudaStep;
@@ -49,6 +56,7 @@ pub struct CudaOps {
     /// Float32 rows that a product wants in bfloat16.
     rounded: Scratch,
     records: Records,
+    moe: MoeBuffers,
     host: Vec<f32>,
 }
 
@@ -62,8 +70,20 @@ impl CudaOps {
             error: None,
             rounded: Scratch::default(),
             records: Records::default(),
+            moe: MoeBuffers::default(),
             host: Vec::new(),
         }
+    }
+
+    /// Another lane on the same device, with KV memory and activations of its own.
+    pub fn fork(&self) -> CudaOps {
+        CudaOps::new(self.device.clone())
+    }
+
+    /// Bytes that the device has left; or what went wrong in loading.
+    pub fn free_bytes(&mut self) -> Result<usize, DeviceError> {
+        self.outcome()?;
+        self.device.free_bytes()
     }
 
     /// Runs this unless something has failed before.
@@ -140,6 +160,7 @@ fn product_tile(rows: usize, out: Element) -> (&'static str, usize, usize, u32, 
 
 impl Ops for CudaOps {
     type Matrix = CudaMatrix;
+    type Experts = CudaExperts;
     type Vector = CudaVector;
     type Rows = CudaRows;
     type Rope = CudaRope;
@@ -155,6 +176,11 @@ impl Ops for CudaOps {
 
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> CudaRope {
         self.load(|device| CudaRope::load(device, rope, max_positions), CudaRope::missing(rope))
+    }
+
+    fn load_experts(&mut self, matrices: Vec<CudaMatrix>) -> CudaExperts {
+        let table = self.load(|device| CudaExperts::table(device, &matrices).map(Some), None);
+        CudaExperts::new(matrices, table)
     }
 
     fn new_rows(&mut self) -> CudaRows {
@@ -330,9 +356,19 @@ impl Ops for CudaOps {
         });
     }
 
-    fn moe(&mut self, _: &CudaRows, _: &MoeWeights<CudaMatrix>, _: &MoeSpec, _: Activation, _: &mut CudaRows) {
-        self.run(|_| {
-            Err(DeviceError::Failed("mixture-of-experts models do not run on CUDA yet: choose the CPU".into()))
+    fn moe(
+        &mut self,
+        x: &CudaRows,
+        weights: &MoeWeights<CudaMatrix, CudaExperts>,
+        moe: &MoeSpec,
+        activation: Activation,
+        out: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            let mut room = std::mem::take(&mut ops.moe);
+            let outcome = Experts { weights, moe, activation }.apply(ops, &mut room, x, out);
+            ops.moe = room;
+            outcome
         });
     }
 

@@ -56,6 +56,11 @@ impl<O: Ops> Loader<'_, O> {
         matrix
     }
 
+    fn experts<'t>(&mut self, experts: impl Iterator<Item = &'t [Tensor]>) -> O::Experts {
+        let matrices = experts.map(|parts| self.matrix(Role::Projection, parts)).collect();
+        self.ops.load_experts(matrices)
+    }
+
     fn vector(&mut self, parts: &[Tensor]) -> O::Vector {
         let values: Vec<f32> = parts.iter().flat_map(Tensor::to_f32).collect();
         parts.iter().for_each(|part| self.count(part));
@@ -95,8 +100,8 @@ impl<O: Ops> Loader<'_, O> {
             },
             MlpTensors::Moe { router, gate_up, down } => Mlp::Moe(MoeWeights {
                 router: self.matrix(Role::Router, std::slice::from_ref(router)),
-                gate_up: gate_up.iter().map(|parts| self.matrix(Role::Projection, parts)).collect(),
-                down: down.iter().map(|part| self.matrix(Role::Projection, std::slice::from_ref(part))).collect(),
+                gate_up: self.experts(gate_up.iter().map(Vec::as_slice)),
+                down: self.experts(down.iter().map(std::slice::from_ref)),
             }),
         }
     }

@@ -57,7 +57,7 @@ enum Mlp<O: Ops> {
         down: O::Matrix,
         down_bias: Option<O::Vector>,
     },
-    Moe(MoeWeights<O::Matrix>),
+    Moe(MoeWeights<O::Matrix, O::Experts>),
 }
 
 /// Activations, kept between steps so that a step allocates nothing.

@@ -17,6 +17,7 @@ type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, usize,
 type ErrorText = unsafe extern "C" fn() -> *const c_char;
 
 const ALIGNMENT: usize = 256;
+const EMULATED_BYTES: usize = 1 << 30;
 /// What fresh memory is filled with: as float32 and as bfloat16 not a number, so that whoever reads it is found out.
 const FRESH: u8 = 0xff;
 
@@ -61,6 +62,11 @@ impl Emulator {
 impl Device for Emulator {
     fn name(&self) -> String {
         "emulated on the CPU".into()
+    }
+
+    /// As much as a small GPU has.
+    fn free_bytes(&self) -> Result<usize, DeviceError> {
+        Ok(EMULATED_BYTES)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {

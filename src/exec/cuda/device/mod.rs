@@ -3,10 +3,13 @@
 //! Everything above speaks of addresses and of kernels by name, so one launch code serves both, and is tested without a GPU.
 
 mod emulator;
+mod nvidia;
 
 use std::ffi::c_void;
 
 pub use self::emulator::{Emulator, Order};
+pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
+use super::module;
 use crate::model::ops::DeviceError;
 
 /// An address in the device's memory.
@@ -20,12 +23,19 @@ pub struct Shape {
     pub shared_bytes: u32,
 }
 
+/// A GPU with its kernels loaded.
+pub fn open_gpu(gpu: &Gpu) -> Result<Nvidia, DeviceError> {
+    Nvidia::open(gpu, module::prebuilt(gpu.capability)?)
+}
+
 /// Memory, and kernels in one order: what is asked for first is done first, if perhaps later.
 ///
 /// Functions that take addresses trust them: see each one's contract.
 pub trait Device: Send + Sync {
     /// What people are told, as `NVIDIA H200`.
     fn name(&self) -> String;
+    /// Bytes that are left.
+    fn free_bytes(&self) -> Result<usize, DeviceError>;
     /// Bytes at a multiple of 256, of unspecified content.
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError>;
     /// Gives back what [`Device::allocate`] gave, when all that was asked for before is done.

@@ -1,0 +1,83 @@
+//! A model on GPUs: a lane each, or several that share one's weights and divide its KV memory.
+
+use std::sync::Arc;
+
+use super::super::engine::{EngineError, Progress};
+use super::super::memory::{self, Demand};
+use super::Lanes;
+use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
+use crate::exec::Executor;
+use crate::exec::cuda::device::{Gpu, open_gpu};
+use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
+use crate::exec::runner::ModelExecutor;
+use crate::model::decoder::Decoder;
+use crate::model::ops::KvDtype;
+use crate::model::source::ModelSource;
+
+/// Share of the memory left after the weights that the KV cache gets, where nothing else is configured; the rest is for
+/// activations.
+const MEMORY_SHARE: f64 = 0.9;
+
+pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progress) -> Result<Lanes, EngineError> {
+    let lanes = config.engine.lanes;
+    let used = &gpus[..gpus.len().min(lanes)];
+    let dtype = kv_dtype(config);
+    let block_bytes = kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
+    let mut executors = Vec::with_capacity(lanes);
+    let mut fewest_blocks = usize::MAX;
+    let mut weight_bytes = 0;
+    for (index, gpu) in used.iter().enumerate() {
+        // Lane i is on GPU i, modulo their number.
+        let own_lanes = (index..lanes).step_by(used.len()).count();
+        let mut on_load = |done, total| progress("loading weights", done, total);
+        let mut first = CudaOps::new(Arc::new(open_gpu(gpu)?));
+        let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
+        let free = first.free_bytes()?;
+        weight_bytes = gpu.free_bytes.saturating_sub(free);
+        let demand = Demand {
+            block_bytes,
+            num_lanes: own_lanes,
+            max_running: config.scheduler.max_running,
+            max_model_len: source.spec.max_positions,
+        };
+        fewest_blocks = fewest_blocks.min(memory::blocks_per_lane(&config.kv, MEMORY_SHARE, free as u64, demand)?);
+        let mut own = vec![(first, decoder)];
+        for _ in 1..own_lanes {
+            let mut ops = own[0].0.fork();
+            let decoder = own[0].1.share(&mut ops);
+            own.push((ops, decoder));
+        }
+        executors.push(own);
+    }
+    let mut boxed = Vec::with_capacity(lanes);
+    for (gpu, own) in used.iter().zip(executors) {
+        for (ops, decoder) in own {
+            let device = format!("cuda:{} ({})", gpu.ordinal, gpu.name);
+            let executor = ModelExecutor::new(ops, decoder, device, dtype, fewest_blocks)?;
+            boxed.push(Box::new(executor) as Box<dyn Executor>);
+        }
+    }
+    let weights = format!("bf16, {} MiB, computed in bf16", weight_bytes >> 20);
+    Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings: obstacles(config) })
+}
+
+/// `auto` is what the kernels are made for.
+fn kv_dtype(config: &Config) -> KvDtype {
+    match config.kv.dtype {
+        KvChoice::F32 => KvDtype::F32,
+        KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Bf16 | KvChoice::Auto => KvDtype::Bf16,
+    }
+}
+
+/// What was asked for and is the CPU's alone.
+fn obstacles(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !matches!(config.engine.weights, Weights::Auto | Weights::Bf16) {
+        warnings.push("engine.weights applies to the CPU only: on GPUs weights are bf16".to_owned());
+    }
+    if config.engine.compute == Compute::Int8 {
+        warnings.push("engine.compute=int8 applies to the CPU only: GPUs compute in bf16".to_owned());
+    }
+    warnings
+}

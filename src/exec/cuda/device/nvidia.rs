@@ -1,0 +1,209 @@
+//! An NVIDIA GPU through the CUDA driver, which is looked for at run time: nothing of CUDA is needed to build or start.
+//!
+//! Owns one stream, and the kernels loaded for the chip. Invariant: no function of cudarc is called, nor one of its errors
+//! printed, before the driver's library is known to be there; it panics otherwise.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::super::module::{self, Cubin};
+use super::{Address, Device, Shape};
+use crate::model::ops::DeviceError;
+
+/// Dynamic shared memory that a kernel may have without being asked.
+const PLAIN_SHARED_BYTES: u32 = 48 << 10;
+
+/// Why there is no GPU to be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    #[error("no CUDA driver (libcuda.so.1) was found")]
+    NoDriver,
+    #[error("the CUDA driver finds no device")]
+    NoDevice,
+    #[error("the CUDA driver does not start: {0}")]
+    Driver(String),
+    #[error("{0}")]
+    NoKernels(String),
+}
+
+/// A GPU that the driver knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    pub ordinal: usize,
+    pub name: String,
+    /// Compute capability, as (9, 0).
+    pub capability: (i32, i32),
+    pub total_bytes: usize,
+    pub free_bytes: usize,
+    /// The chip that its kernels were built for, as `sm_90a`.
+    pub kernels: &'static str,
+}
+
+/// The GPUs of this machine that there are kernels for. Never panics, whatever is missing.
+pub fn gpus() -> Result<Vec<Gpu>, Absent> {
+    // SAFETY: it only tries to open the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Absent::NoDriver);
+    }
+    let failed = |e: DriverError| match e.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => Absent::NoDevice,
+        code => Absent::Driver(format!("{code:?}")),
+    };
+    let count = CudaContext::device_count().map_err(failed)?;
+    if count < 1 {
+        return Err(Absent::NoDevice);
+    }
+    let (mut usable, mut obstacle) = (Vec::new(), Absent::NoDevice);
+    for ordinal in 0..count as usize {
+        let context = CudaContext::new(ordinal).map_err(failed)?;
+        let (free_bytes, total_bytes) = context.mem_get_info().map_err(failed)?;
+        let (name, capability) =
+            (context.name().map_err(failed)?, context.compute_capability().map_err(failed)?);
+        match module::name(capability) {
+            Ok(kernels) => usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels }),
+            Err(error) => obstacle = Absent::NoKernels(format!("{name}: {error}")),
+        }
+    }
+    if usable.is_empty() { Err(obstacle) } else { Ok(usable) }
+}
+
+pub struct Nvidia {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    modules: Vec<Arc<CudaModule>>,
+    /// Those that have been launched.
+    kernels: Mutex<HashMap<&'static str, Kernel>>,
+    name: String,
+}
+
+#[derive(Clone)]
+struct Kernel {
+    function: CudaFunction,
+    /// That it has been allowed.
+    shared_bytes: u32,
+}
+
+impl Nvidia {
+    /// Loads these kernels for one of [`gpus`].
+    pub fn open(gpu: &Gpu, cubins: Vec<Cubin>) -> Result<Nvidia, DeviceError> {
+        let context = CudaContext::new(gpu.ordinal).map_err(|e| error("cannot be opened", e))?;
+        // SAFETY: there is one stream, so nothing is to be tracked between streams.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|e| error("no stream", e))?;
+        let load = |cubin: Cubin| {
+            context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e))
+        };
+        let modules = cubins.into_iter().map(load).collect::<Result<_, _>>()?;
+        Ok(Nvidia { context, stream, modules, kernels: Mutex::default(), name: gpu.name.clone() })
+    }
+
+    /// A kernel by name, allowed to have this much shared memory.
+    fn kernel(&self, name: &'static str, shared_bytes: u32) -> Result<CudaFunction, DeviceError> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match kernels.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let function = self.modules.iter().find_map(|module| module.load_function(name).ok());
+                let function =
+                    function.ok_or_else(|| DeviceError::Failed(format!("no kernel is called {name}")))?;
+                entry.insert(Kernel { function, shared_bytes: PLAIN_SHARED_BYTES })
+            }
+        };
+        if shared_bytes > kernel.shared_bytes {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            kernel.function.set_attribute(most, shared_bytes as i32).map_err(|e| error(name, e))?;
+            kernel.shared_bytes = shared_bytes;
+        }
+        Ok(kernel.function.clone())
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(|e| error("context", e))
+    }
+}
+
+/// What the driver says. After most errors of a kernel the context is of no use any more.
+fn error(what: &str, DriverError(code): DriverError) -> DeviceError {
+    let message = format!("{what}: {code:?}");
+    match code {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY
+        | CUresult::CUDA_ERROR_INVALID_VALUE
+        | CUresult::CUDA_ERROR_NOT_FOUND
+        | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => DeviceError::Failed(message),
+        _ => DeviceError::Lost(message),
+    }
+}
+
+impl Device for Nvidia {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn free_bytes(&self) -> Result<usize, DeviceError> {
+        self.context.mem_get_info().map(|(free, _)| free).map_err(|e| error("memory", e))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
+        self.bind()?;
+        // SAFETY: the content is unspecified by contract, and of plain bytes.
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
+                let mib = |bytes: usize| bytes >> 20;
+                DeviceError::Failed(format!("{} has no {} MiB left, only {}", self.name, mib(bytes), mib(free)))
+            }
+            _ => error("memory", e),
+        })
+    }
+
+    unsafe fn free(&self, address: Address) {
+        // The driver waits for what was asked for. A lost context takes its memory with it, so nothing can be done then.
+        if self.bind().is_ok() {
+            // SAFETY: the caller's promise.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
+        self.bind()?;
+        // The driver has staged pageable memory when this returns (CUDA driver API, "API synchronization behavior").
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("upload", e))
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
+        self.bind()?;
+        // SAFETY: the caller's promise; waited for below, while `to` is borrowed.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("download", e))?;
+        self.finish()
+    }
+
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(to, 0, bytes, self.stream.cu_stream()) }.map_err(|e| error("clear", e))
+    }
+
+    unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let function = self.kernel(kernel, shape.shared_bytes)?;
+        let [x, y, z] = shape.grid;
+        let stream = self.stream.cu_stream();
+        // SAFETY: the caller's promise.
+        let started = unsafe {
+            result::launch_kernel(function.cu_function(), (x, y, z), (shape.block, 1, 1), shape.shared_bytes, stream, args)
+        };
+        started.map_err(|e| error(kernel, e))
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        self.stream.synchronize().map_err(|e| error("a kernel", e))
+    }
+}

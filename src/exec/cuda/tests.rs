@@ -1,0 +1,155 @@
+//! What becomes of a device's errors. That launches are right is shown by the golden models on the emulator.
+
+use std::alloc::Layout;
+use std::ffi::c_void;
+use std::sync::Mutex;
+
+use super::device::Shape;
+use super::*;
+use crate::model::weights::Dtype;
+
+/// Memory of the host, and kernels that do nothing but count, until one fails.
+#[derive(Default)]
+struct Faulty {
+    launched: Mutex<Vec<&'static str>>,
+    /// The error of the next launch.
+    launch: Mutex<Option<DeviceError>>,
+    /// The error of the next allocation.
+    allocation: Mutex<Option<DeviceError>>,
+    allocated: Mutex<Vec<(Address, Layout)>>,
+}
+
+impl Faulty {
+    fn launched(&self) -> usize {
+        self.launched.lock().unwrap().len()
+    }
+}
+
+impl Device for Faulty {
+    fn name(&self) -> String {
+        "faulty".into()
+    }
+
+    fn free_bytes(&self) -> Result<usize, DeviceError> {
+        Ok(1 << 20)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
+        if let Some(error) = self.allocation.lock().unwrap().take() {
+            return Err(error);
+        }
+        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
+        // SAFETY: the layout has a size.
+        let address = unsafe { std::alloc::alloc_zeroed(layout) } as Address;
+        self.allocated.lock().unwrap().push((address, layout));
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: Address) {
+        let mut allocated = self.allocated.lock().unwrap();
+        let index = allocated.iter().position(|(a, _)| *a == address).expect("allocated, and freed once");
+        let (_, layout) = allocated.swap_remove(index);
+        // SAFETY: allocated with this layout.
+        unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+    }
+
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn clear(&self, _: Address, _: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: &'static str, _: Shape, _: &mut [*mut c_void]) -> Result<(), DeviceError> {
+        if let Some(error) = self.launch.lock().unwrap().take() {
+            return Err(error);
+        }
+        self.launched.lock().unwrap().push(kernel);
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+fn matrix(ops: &mut CudaOps) -> CudaMatrix {
+    let bytes: Vec<u8> = (0..6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    let all = 0..bytes.len();
+    ops.load_matrix(Role::Projection, &[Tensor::new("w".into(), Dtype::F32, vec![3, 2], Arc::new(bytes), all)])
+}
+
+/// Embeds the token 0, twice.
+fn step(ops: &mut CudaOps, table: &CudaMatrix) -> Result<usize, DeviceError> {
+    let (mut step, mut out) = (ops.new_step(), ops.new_rows());
+    ops.prepare(&Batch { tokens: vec![0, 0], ..Batch::default() }, &mut step);
+    ops.embed(&step, table, 1.0, &mut out);
+    let other = ops.new_rows();
+    ops.add_scaled(&mut out, &other, 1.0);
+    ops.read(&out).map(<[f32]>::len)
+}
+
+#[test]
+fn the_first_error_stops_the_step_and_a_later_step_runs() {
+    let device = Arc::new(Faulty::default());
+    let mut ops = CudaOps::new(device.clone());
+    let table = matrix(&mut ops);
+    let failed = DeviceError::Failed("the first".into());
+    *device.launch.lock().unwrap() = Some(failed.clone());
+    // What follows the error is not run: the sum's rows have no shape and would panic.
+    assert_eq!(step(&mut ops, &table), Err(failed));
+    assert_eq!(device.launched(), 0);
+    ops.run(|ops| {
+        let kernel = Launch::new("any", [1, 1, 1]);
+        // SAFETY: this device's kernels do nothing.
+        unsafe { ops.start(kernel) }
+    });
+    assert_eq!((ops.finish(), device.launched()), (Ok(()), 1));
+}
+
+#[test]
+fn a_lost_device_stays_lost() {
+    let device = Arc::new(Faulty::default());
+    let mut ops = CudaOps::new(device.clone());
+    let table = matrix(&mut ops);
+    let lost = DeviceError::Lost("fell off the bus".into());
+    *device.launch.lock().unwrap() = Some(lost.clone());
+    for _ in 0..3 {
+        assert_eq!(step(&mut ops, &table), Err(lost.clone()));
+    }
+    assert_eq!(device.launched(), 0);
+}
+
+#[test]
+fn what_fails_in_loading_comes_out_before_the_first_step_and_nothing_is_left() {
+    let device = Arc::new(Faulty::default());
+    let mut ops = CudaOps::new(device.clone());
+    let first = matrix(&mut ops);
+    let full = DeviceError::Failed("no 1 MiB left".into());
+    *device.allocation.lock().unwrap() = Some(full.clone());
+    let (second, third) = (matrix(&mut ops), matrix(&mut ops));
+    assert_eq!((second.address(), third.address()), (0, 0));
+    assert_eq!(ops.free_bytes(), Err(full));
+    assert!(first.address() != 0);
+    drop((first, second, third, ops));
+    assert!(device.allocated.lock().unwrap().is_empty(), "memory that nobody gave back");
+}
+
+#[test]
+fn an_empty_grid_starts_nothing() {
+    let device = Faulty::default();
+    for grid in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
+        // SAFETY: nothing is started.
+        unsafe { Launch::new("any", grid).start(&device) }.unwrap();
+    }
+    assert_eq!(device.launched(), 0);
+}
