@@ -7,20 +7,24 @@
 constexpr int MERGE_THREADS = 128;
 
 // Of the split `split` of a row and head, among a span's `max_rows` rows; splits count from the first that the span sees.
-__device__ __forceinline__ size_t record_of(int span, int max_rows, int row, int num_heads, int head, int max_splits, int split) {
+__device__ __forceinline__ size_t record_of(int span, int max_rows, int row, int num_heads, int head, int max_splits,
+                                            int split) {
   return ((static_cast<size_t>(span) * max_rows + row) * num_heads + head) * max_splits + split;
 }
 
 // Where decode leaves its splits: [spans, max_rows, num_heads, max_splits] of head_dim values, and of base and sum.
 struct Records { float *values, *sums; int max_rows, max_splits; };
 
-template <class T> __device__ __forceinline__ void write_split(const TileState<T>& s, const Queries<T>& q, const Records& records, int num_heads, int split) {
+template <class T>
+__device__ __forceinline__ void write_split(const TileState<T>& s, const Queries<T>& q, const Records& records,
+                                            int num_heads, int split) {
   const int lane = threadIdx.x % WARP_LANES;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int query = q.begin + query_of<T>(r);
     if (query >= q.end) continue;
-    const size_t record = record_of(blockIdx.z, records.max_rows, q.row(query), num_heads, q.head(query), records.max_splits, split);
+    const size_t record =
+        record_of(blockIdx.z, records.max_rows, q.row(query), num_heads, q.head(query), records.max_splits, split);
     if (warp_dim<T>() == 0 && lane % 4 == 0)
       store_vector(records.sums + 2 * record, float2{s.softmax[r].base, s.softmax[r].sum});
 #pragma unroll
@@ -37,15 +41,16 @@ template <class T> __device__ __forceinline__ void write_split(const TileState<T
 }
 
 // Grid: splits times tiles, KV heads, spans.
-template <class T> __device__ __forceinline__ void attention_decode(const Records& records, const Attend<typename T::Kv>& a) {
+template <class T>
+__device__ __forceinline__ void attention_decode(const Records& records, const Attend<typename T::Kv>& a) {
   DYNAMIC_SHARED(uint8_t, shared);
   const Span span = load_span(a.spans, blockIdx.z);
   const int split = blockIdx.x % records.max_splits;
   const Queries<T> q(a, span, blockIdx.y, blockIdx.x / records.max_splits);
   const int begin = (first_seen(span.first_position, a.window) / SPLIT_TOKENS + split) * SPLIT_TOKENS;
-  const Context context{a.tables + span.table_start, max(begin, q.first_seen_), min(begin + SPLIT_TOKENS, q.last_position + 1),
-                        a.num_kv_heads, static_cast<int>(blockIdx.y)};
-  if (q.begin == q.end || context.first >= context.end) return;
+  const int first = max(begin, q.first_seen_), end = min(begin + SPLIT_TOKENS, q.last_position + 1);
+  const Context context{a.tables + span.table_start, first, end, a.num_kv_heads, static_cast<int>(blockIdx.y)};
+  if (q.begin == q.end || first >= end) return;
   TileState<T> s;
   attend_tiles(s, a, q, context, shared, [] {});
   complete_sums(s);
@@ -62,14 +67,16 @@ template <class T> __device__ __forceinline__ void attention_decode(const Record
                        tables, {scale, softcap}, window, num_heads, num_kv_heads};                                    \
     attention_decode<TileShape<Kv, D, 1, 4>>(records, a);                                                             \
   }
-#define INSTANCES(kv_name, Kv) \
-  INSTANCE(kv_name, Kv, 64) INSTANCE(kv_name, Kv, 80) INSTANCE(kv_name, Kv, 96) INSTANCE(kv_name, Kv, 128) INSTANCE(kv_name, Kv, 256)
+#define INSTANCES(kv_name, Kv)                                                  \
+  INSTANCE(kv_name, Kv, 64) INSTANCE(kv_name, Kv, 80) INSTANCE(kv_name, Kv, 96) \
+  INSTANCE(kv_name, Kv, 128) INSTANCE(kv_name, Kv, 256)
 INSTANCES(bf16, bf16)
 INSTANCES(int8, int8_t)
 INSTANCES(fp8, fp8)
 
 // out[row, head] from its splits, in their order. Grid: heads, max_rows, spans.
-KERNEL(MERGE_THREADS, attention_merge, bf16* out, const float* record_values, const float* record_sums, const uint32_t* spans,
+KERNEL(MERGE_THREADS, attention_merge, bf16* out, const float* record_values, const float* record_sums,
+       const uint32_t* spans,
        int window, int num_heads, int head_dim, int max_rows, int max_splits) {
   const Span span = load_span(spans, blockIdx.z);
   const int head = blockIdx.x, row = blockIdx.y, position = span.first_position + row;

@@ -9,7 +9,8 @@ constexpr int LANE_VALUES = MAX_HEAD_DIM / WARP_LANES, THREAD_VALUES = MAX_HEAD_
 
 // One warp's softmax over positions [begin, end) of a row: left in `values` (head_dim of shared memory) and returned.
 template <class Kv>
-__device__ __forceinline__ Softmax attend_split(float* values, const Attend<Kv>& a, const bf16* q, const uint32_t* table,
+__device__ __forceinline__ Softmax attend_split(float* values, const Attend<Kv>& a, const bf16* q,
+                                                const uint32_t* table,
                                                 int kv_head, int head_dim, int begin, int end) {
   const int lane = threadIdx.x % WARP_LANES;
   float query[LANE_VALUES], sum[LANE_VALUES];

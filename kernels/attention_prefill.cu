@@ -4,7 +4,8 @@
 // stands in shared memory, each thread's own values in a column of their own.
 #include "attention_softmax.h"
 
-template <class T> __device__ __forceinline__ void write_rows(bf16* out, const TileState<T>& s, const Queries<T>& q, int num_heads) {
+template <class T>
+__device__ __forceinline__ void write_rows(bf16* out, const TileState<T>& s, const Queries<T>& q, int num_heads) {
   const int lane = threadIdx.x % WARP_LANES;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {

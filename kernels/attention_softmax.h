@@ -5,7 +5,8 @@
 constexpr int SCORE_TILES = KV_TILE / 8;  // fragments of 8 positions
 
 // scores[n][2r + c]: row r of this thread, position 8n + lane % 4 * 2 + c of the tile.
-template <class T> __device__ __forceinline__ void multiply_keys(float (&scores)[SCORE_TILES][4], const TileState<T>& s, const bf16* k) {
+template <class T>
+__device__ __forceinline__ void multiply_keys(float (&scores)[SCORE_TILES][4], const TileState<T>& s, const bf16* k) {
   const int lane = threadIdx.x % WARP_LANES;
   const bf16* const row = k + (lane % 8 + lane / 16 * 8) * T::ROW + lane / 8 % 2 * 8;
 #pragma unroll
@@ -26,7 +27,8 @@ template <class T> __device__ __forceinline__ void multiply_keys(float (&scores)
 
 // Scores become weights; what came before is rescaled to the new base. `scales` of K and V by position, or null.
 template <class T>
-__device__ __forceinline__ void update_softmax(float (&scores)[SCORE_TILES][4], TileState<T>& s, const Score& score, int tile,
+__device__ __forceinline__ void update_softmax(float (&scores)[SCORE_TILES][4], TileState<T>& s, const Score& score,
+                                               int tile,
                                                const TileMemory<T>& memory) {
   constexpr bool SCALED = KvType<typename T::Kv>::SCALED;
   const int column = threadIdx.x % 4 * 2;
@@ -68,7 +70,8 @@ __device__ __forceinline__ void update_softmax(float (&scores)[SCORE_TILES][4], 
 
 // values += weights * V, the weights rounded to bf16.
 template <class T>
-__device__ __forceinline__ void multiply_values(TileState<T>& s, const float (&weights)[SCORE_TILES][4], const bf16* v) {
+__device__ __forceinline__ void multiply_values(TileState<T>& s, const float (&weights)[SCORE_TILES][4],
+                                                const bf16* v) {
   const int lane = threadIdx.x % WARP_LANES;
   const bf16* const row = v + lane % 16 * T::ROW + lane / 16 * 8;
 #pragma unroll

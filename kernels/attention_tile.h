@@ -115,7 +115,8 @@ template <class T> __device__ __forceinline__ void clear_split(TileState<T>& s) 
 }
 
 // Asks for the queries, in the place of a tile of V.
-template <class T> __device__ __forceinline__ void load_queries(bf16* to, const Attend<typename T::Kv>& a, const Queries<T>& q) {
+template <class T>
+__device__ __forceinline__ void load_queries(bf16* to, const Attend<typename T::Kv>& a, const Queries<T>& q) {
   constexpr int CHUNKS = T::QUERIES * T::D / 8;
   const size_t width = static_cast<size_t>(a.num_heads + 2 * a.num_kv_heads) * T::D;
   for (int chunk = threadIdx.x; chunk < CHUNKS; chunk += T::THREADS) {
@@ -125,7 +126,8 @@ template <class T> __device__ __forceinline__ void load_queries(bf16* to, const 
     cp_async16(to + i * T::ROW + at, from, real ? 16 : 0);
   }
 }
-template <class T> __device__ __forceinline__ void begin_state(TileState<T>& s, const bf16* queries, const Queries<T>& q, int window) {
+template <class T>
+__device__ __forceinline__ void begin_state(TileState<T>& s, const bf16* queries, const Queries<T>& q, int window) {
   const int lane = threadIdx.x % WARP_LANES;
 #pragma unroll
   for (int k = 0; k < T::D / 16; ++k)

@@ -16,7 +16,8 @@ __device__ __forceinline__ void add_scaled(float* x, const Delta* delta, float s
     store_values(x + i, v);
   }
 }
-template <class Delta> __device__ __forceinline__ void add_scaled_all(float* x, const Delta* delta, float scale, int count) {
+template <class Delta>
+__device__ __forceinline__ void add_scaled_all(float* x, const Delta* delta, float scale, int count) {
   const int whole = aligned16(x) && aligned16(delta) ? count / VECTOR * VECTOR : 0;
   add_scaled<VECTOR>(x, delta, scale, 0, whole);
   add_scaled<1>(x, delta, scale, whole, count);
@@ -51,7 +52,8 @@ __device__ __forceinline__ void gate_row(bf16* out, const bf16* gate, const bf16
     store_values(out + i, g);
   }
 }
-template <class Activation> __device__ __forceinline__ void gated_activation(bf16* out, const bf16* gate_up, int inter) {
+template <class Activation>
+__device__ __forceinline__ void gated_activation(bf16* out, const bf16* gate_up, int inter) {
   const bf16* gate = gate_up + static_cast<size_t>(blockIdx.x) * 2 * inter;
   out += static_cast<size_t>(blockIdx.x) * inter;
   if (vectors_fit(inter, out, gate)) gate_row<VECTOR, Activation>(out, gate, gate + inter, inter);

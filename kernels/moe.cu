@@ -22,7 +22,8 @@ __device__ __forceinline__ Candidate warp_best(Candidate c) {
 
 // Softmax over a row's logits and the best `per_row` of them, best first; with `renormalise` their weights sum to one.
 // A warp takes a row. Logits that are not numbers count as minus infinity.
-KERNEL(ROW_THREADS, moe_route, uint32_t* experts, float* weights, const float* logits, int rows, int num_experts, int per_row,
+KERNEL(ROW_THREADS, moe_route, uint32_t* experts, float* weights, const float* logits, int rows, int num_experts,
+       int per_row,
        int renormalise) {
   const int lane = threadIdx.x % WARP_LANES, row = blockIdx.x * WARPS + threadIdx.x / WARP_LANES;
   if (row >= rows) return;
@@ -127,7 +128,9 @@ INSTANCE(moe_gather_gemm_m64, Some, true)
 INSTANCE(moe_scatter_gemm_m16, Few, false)
 INSTANCE(moe_scatter_gemm_m64, Some, false)
 
-template <int N> __device__ __forceinline__ void weighted_sum(bf16* out, const bf16* entries, const float* weights, int per_row, int width) {
+template <int N>
+__device__ __forceinline__ void weighted_sum(bf16* out, const bf16* entries, const float* weights, int per_row,
+                                             int width) {
   for (int i = (blockIdx.y * ROW_THREADS + threadIdx.x) * N; i < width; i += gridDim.y * ROW_THREADS * N) {
     float sum[N] = {};
     for (int rank = 0; rank < per_row; ++rank) {

@@ -44,7 +44,8 @@ KERNEL(ROW_THREADS, gather_rows_bf16, bf16* out, const bf16* x, const uint32_t* 
   copy_row(out, x, rows[blockIdx.x], width);
 }
 
-template <int N, class In, class Out> __device__ __forceinline__ void convert(Out* out, const In* x, int from, int count) {
+template <int N, class In, class Out>
+__device__ __forceinline__ void convert(Out* out, const In* x, int from, int count) {
   for_each<N>(count - from, blockIdx.x, gridDim.x, [&](size_t i) {
     float v[N];
     load_values(x + from + i, v);

@@ -21,7 +21,8 @@ CHIPS=(80 86 89 90a 100a 120)
 TESTS=(faults rows rotate_and_store attention gemm moe)
 OUT=target/kernels
 JOBS=${JOBS:-$(nproc)}
-export CXX_FLAGS="-std=c++17 -Wall -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-strict-aliasing -DGARRICK_CPU_SHIM"
+export CXX_FLAGS="-std=c++17 -Wall -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-strict-aliasing"
+CXX_FLAGS+=" -DGARRICK_CPU_SHIM"
 export CXX=${CXX:-g++}
 
 # compile_object FLAGS SOURCE OBJECT, unless the object is newer than its sources.
@@ -86,13 +87,14 @@ mutant() {
         return 1
     fi
     # shellcheck disable=SC2086
-    $CXX -x c++ $CXX_FLAGS -Wno-error -w -O1 -I"$dir/kernels" -I"$dir/kernels/cpu_shim" -c "$dir/kernels/$source" -o "$dir/mutant.o" ||
+    $CXX -x c++ $CXX_FLAGS -w -O1 -I"$dir/kernels" -I"$dir/kernels/cpu_shim" \
+        -c "$dir/kernels/$source" -o "$dir/mutant.o" ||
         { echo "mutant $number does not compile: $file $expression"; return 1; }
     for other in kernels/*.cu kernels/cpu_shim/shim.cpp; do
         [ "$other" = "kernels/$source" ] || objects+=("$OUT/$(basename "$other").o")
     done
     $CXX -shared -o "$dir/libgarrick_kernels_shim.so" "${objects[@]}" "$dir/mutant.o"
-    if (LD_LIBRARY_PATH=$dir timeout 120 "$OUT/$test" 1 first) >"$dir/log" 2>&1; then
+    if { LD_LIBRARY_PATH=$dir timeout 120 "$OUT/$test" 1 first; } >"$dir/log" 2>&1; then
         echo "mutant $number lives: $file $expression"
         return 1
     fi

@@ -22,7 +22,9 @@ constexpr unsigned MAX_MASKS = 8;
 struct Barrier { unsigned arrived = 0, generation = 0; int line = 0; };
 // Where the lanes of one mask give each other values; two sets, so that a fast lane does not overwrite what a slow one reads.
 struct Exchange { unsigned mask = 0; Barrier barrier; alignas(16) char slot[2][WARP][32]; };
-struct Warp { unsigned live = 0; Exchange exchanges[MAX_MASKS]; };
+// What a warp's latest mma.sync made, and in which generation of the full mask's exchange.
+struct Product { bool is_made = false; unsigned generation = 0; float values[16][8]; };
+struct Warp { unsigned live = 0; Exchange exchanges[MAX_MASKS]; Product product; };
 // A cp.async under way: `bytes` of 16 come from `from`, the rest are zeros.
 struct Copy { void* to; const void* from; unsigned bytes; };
 struct Fiber {

@@ -89,23 +89,38 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, int line = __bu
     memcpy(&r, pair, 4);
   });
 }
-// The fragments' layout: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+namespace shim {
+struct Fragments { uint32_t a[4], b[2]; };
+// All lanes' A times B. The layout: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+inline void multiply(const Lanes<Fragments>& lanes, Product& product) {
+  float a[16][16], b[16][8];
+  for (unsigned lane = 0; lane < WARP; ++lane) {
+    const Fragments f = lanes[lane];
+    const unsigned major = lane / 4, minor = lane % 4 * 2;
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 4; ++i) a[major + 8 * (i & 1)][minor + half + 8 * (i >> 1)] = half_of(f.a[i], half);
+      for (int i = 0; i < 2; ++i) b[minor + half + 8 * i][major] = half_of(f.b[i], half);
+    }
+  }
+  memset(product.values, 0, sizeof product.values);
+  for (int m = 0; m < 16; ++m)
+    for (int k = 0; k < 16; ++k)
+      for (int n = 0; n < 8; ++n) product.values[m][n] += a[m][k] * b[k][n];
+}
+}  // namespace shim
+// The first lane to come back from the exchange multiplies for all; the next product waits for all lanes to come again.
 inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
-  struct Fragment { uint32_t a[4], b[2]; } own;
+  shim::Fragments own;
   memcpy(own.a, a, sizeof own.a);
   memcpy(own.b, b, sizeof own.b);
-  auto lanes = shim::gather(~0u, own, line);
-  const int lane = shim::state.current->lane, quad = lane & ~3, column = (lane & 3) * 8;
-  Fragment row[4], columns[2][4];  // of the lanes that hold this one's rows of A and columns of B
-  for (int i = 0; i < 4; ++i) {
-    row[i] = lanes[quad + i];
-    columns[0][i] = lanes[column + i];
-    columns[1][i] = lanes[column + 4 + i];
+  const unsigned generation = shim::exchange_of(~0u, line).barrier.generation;
+  const auto lanes = shim::gather(~0u, own, line);
+  shim::Product& product = shim::state.warps[shim::state.current->warp].product;
+  if (!product.is_made || product.generation != generation) {
+    shim::multiply(lanes, product);
+    product.is_made = true;
+    product.generation = generation;
   }
-  for (int i = 0; i < 4; ++i)
-    for (int k = 0; k < 16; ++k) {
-      const int holder = k % 8 / 2, upper = k >= 8;
-      d[i] += shim::half_of(row[holder].a[(i >> 1) + 2 * upper], k & 1) *
-              shim::half_of(columns[i & 1][holder].b[upper], k & 1);
-    }
+  const int lane = shim::state.current->lane;
+  for (int i = 0; i < 4; ++i) d[i] += product.values[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }

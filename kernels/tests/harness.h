@@ -107,7 +107,8 @@ template <class... A> bool launch(const char* name, Dim grid, Dim block, size_t 
 
 // |got - want| <= absolute + relative * |want|, everywhere, and nothing written beyond the buffer.
 template <class T>
-void expect_near(const char* what, const Buffer<T>& got, const std::vector<double>& want, double absolute, double relative) {
+void expect_near(const char* what, const Buffer<T>& got, const std::vector<double>& want, double absolute,
+                 double relative) {
   expect(got.guards_whole(), std::string(what) + ": written beyond its end");
   expect(got.size() == want.size(), std::string(what) + ": the twin has another size");
   size_t worst = 0;

@@ -42,7 +42,8 @@ static void test_route(int rows, int num_experts, int per_row, bool renormalise)
   expect_near("weights", weights, want.weights, 1e-6, 1e-5);
 }
 
-static void group_twin(const Buffer<uint32_t>& experts, int num_experts, std::vector<uint32_t>& order, std::vector<uint32_t>& offsets) {
+static void group_twin(const Buffer<uint32_t>& experts, int num_experts, std::vector<uint32_t>& order,
+                       std::vector<uint32_t>& offsets) {
   for (int e = 0; e <= num_experts; ++e) {
     offsets.push_back(uint32_t(order.size()));
     for (size_t i = 0; i < experts.size(); ++i) if (experts[i] == uint32_t(e)) order.push_back(uint32_t(i));
@@ -51,7 +52,8 @@ static void group_twin(const Buffer<uint32_t>& experts, int num_experts, std::ve
 static void test_group(int entries, int num_experts) {
   current_case = "moe_group " + std::to_string(entries);
   Buffer<uint32_t> experts(entries), order(entries), offsets(num_experts + 1);
-  for (int i = 0; i < entries; ++i) experts[i] = uint32_t(between(0, 1) ? between(0, num_experts - 1) : num_experts / 2);
+  for (int i = 0; i < entries; ++i)
+    experts[i] = uint32_t(between(0, 1) ? between(0, num_experts - 1) : num_experts / 2);
   launch("moe_group", {uint32_t(num_experts)}, {256}, 0, order.data(), offsets.data(), experts.data(), entries);
   std::vector<uint32_t> want_order, want_offsets;
   group_twin(experts, num_experts, want_order, want_offsets);

@@ -38,7 +38,8 @@ static std::vector<double> twin(const Case& c, const Buffer<bf16>& qkv, int row,
 }
 
 // What the cache may hold of `want`: the value rounded to its type.
-template <class Kv> static void check_cache(const char* what, const Cache<Kv>& cache, uint32_t slot, int head, const double* want) {
+template <class Kv>
+static void check_cache(const char* what, const Cache<Kv>& cache, uint32_t slot, int head, const double* want) {
   double largest = 0;
   for (int d = 0; d < cache.head_dim; ++d) largest = std::max(largest, fabs(want[d]));
   const double step = cache_error<Kv>(largest);
