@@ -7,7 +7,9 @@
 #   mutants   plants the bugs of kernels/tests/mutants.txt one by one; the tests must find each
 #   compile   every kernel for every chip: no spills, no more registers than kernels/tests/budget.txt allows, and the
 #             instructions it asks for. nvcc comes from PyPI, once, into target/cuda-venv (110 MB); where it cannot be
-#             had, the stage is skipped and says so; with CI=true that is a failure.
+#             had, the stage is skipped and says so; with CI=true that is a failure. What comes out is compared with
+#             kernels/prebuilt, which the program carries
+#   prebuilt  puts what compile made into kernels/prebuilt (only where it is named)
 #
 # Everything it makes is under target/. JOBS=n compiles n files at a time (default: as many as there are processors).
 set -euo pipefail
@@ -16,9 +18,10 @@ cd "$(dirname "$0")/.."
 # Every part is pinned: nvidia-cuda-nvcc does not pin nvidia-nvvm, and a newer one writes PTX that ptxas does not take.
 # 13.0 is what drivers from 580 on load.
 WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
-    nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86)
+    nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86 zstandard==0.25.0)
 CHIPS=(80 86 89 90a 100a 120)
 TESTS=(faults rows rotate_and_store attention gemm moe)
+export NVCC_FLAGS="-std=c++17 -O3 -cubin"
 OUT=target/kernels
 JOBS=${JOBS:-$(nproc)}
 export CXX_FLAGS="-std=c++17 -Wall -Werror -Wno-unknown-pragmas -fPIC -fvisibility=hidden -fno-strict-aliasing"
@@ -137,15 +140,25 @@ compile() {
     # The slowest files first.
     for source in $(ls -S kernels/*.cu); do
         for chip in "${CHIPS[@]}"; do printf '%s %s\n' "$source" "$chip"; done
-    done | xargs -n 2 -P "$JOBS" bash -c 'nvcc -std=c++17 -O3 -cubin -gencode "arch=compute_$2,code=sm_$2" -Ikernels "$1" \
+    done | xargs -n 2 -P "$JOBS" bash -c 'nvcc $NVCC_FLAGS -gencode "arch=compute_$2,code=sm_$2" -Ikernels "$1" \
         -o "$OUT/cubins/$(basename "$1" .cu).sm_$2.cubin" || exit 255' _
     python3 kernels/tests/check_cubins.py kernels/tests/budget.txt "$OUT"/cubins/*.cubin
+    # Before `prebuilt` they may differ.
+    [[ " $STAGES " == *" prebuilt "* ]] || pack check
 }
 
+# pack write|check
+pack() {
+    target/cuda-venv/bin/python kernels/prebuilt/pack.py "$1" "$OUT/cubins" "nvcc ${WHEELS[0]#*==} $NVCC_FLAGS"
+}
+
+prebuilt() { pack write; }
+
 [ $# -gt 0 ] || set -- run sanitize mutants compile
+STAGES=$*
 for stage in "$@"; do
-    case $stage in shim | run | sanitize | mutants | compile) ;; *)
-        echo "no stage is called $stage: shim, run, sanitize, mutants, compile" >&2
+    case $stage in shim | run | sanitize | mutants | compile | prebuilt) ;; *)
+        echo "no stage is called $stage: shim, run, sanitize, mutants, compile, prebuilt" >&2
         exit 2
         ;;
     esac

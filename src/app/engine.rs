@@ -109,7 +109,13 @@ fn real(config: &Config, progress: Progress) -> Result<Engine, EngineError> {
     // As asked for, or the model's own: the spec is made for one.
     let (vocab_size, max_model_len) = (source.spec.vocab_size, source.spec.max_positions);
     let ModelSource { tokenizer, chat, eos_tokens, generation, .. } = source;
-    finish(config, TextSide { tokenizer, chat, eos_tokens, generation }, lanes, Sizes { vocab_size, max_model_len }, model)
+    finish(
+        config,
+        TextSide { tokenizer, chat, eos_tokens, generation },
+        lanes,
+        Sizes { vocab_size, max_model_len },
+        model,
+    )
 }
 
 fn open(config: &Config, progress: Progress) -> Result<ModelSource, EngineError> {
@@ -148,13 +154,7 @@ struct Sizes {
 }
 
 /// `about` is what people are told of the model.
-fn finish(
-    config: &Config,
-    side: TextSide,
-    lanes: Lanes,
-    sizes: Sizes,
-    about: String,
-) -> Result<Engine, EngineError> {
+fn finish(config: &Config, side: TextSide, lanes: Lanes, sizes: Sizes, about: String) -> Result<Engine, EngineError> {
     let Lanes { executors, num_blocks, block_bytes, weights, warnings } = lanes;
     let lane = LaneConfig {
         num_blocks,
@@ -188,10 +188,7 @@ fn finish(
         model: format!("{} ({about}), context {} tokens", model.name, sizes.max_model_len),
         device: executors.first().map(|e| e.info().device.clone()).unwrap_or_default(),
         weights,
-        kv: format!(
-            "{num_blocks} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)",
-            (num_blocks * block_bytes) >> 20
-        ),
+        kv: format!("{num_blocks} blocks of {BLOCK_TOKENS} tokens a lane ({} MiB)", (num_blocks * block_bytes) >> 20),
         lanes: format!("{}, up to {} sequences each", config.engine.lanes, config.scheduler.max_running),
         warnings,
     };

@@ -18,6 +18,6 @@ mod tests;
 pub use keys::MAX_QUOTA;
 pub use load::{ConfigError, Flag, load};
 pub use sections::{
-    Admission, Auth, Compute, Config, Device, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults, Scheduler,
-    Server, Speculative, Store, Telemetry, Weights,
+    Admission, Auth, Compute, Config, Device, Engine, Isa, Kv, KvDtype, LogFormat, Model, Quota, SamplingDefaults,
+    Scheduler, Server, Speculative, Store, Telemetry, Weights,
 };

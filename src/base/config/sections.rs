@@ -139,7 +139,15 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { device: Device::Auto, lanes: 1, threads: None, isa: Isa::Auto, weights: Weights::Auto, compute: Compute::F32, max_step_s: 30 }
+        Self {
+            device: Device::Auto,
+            lanes: 1,
+            threads: None,
+            isa: Isa::Auto,
+            weights: Weights::Auto,
+            compute: Compute::F32,
+            max_step_s: 30,
+        }
     }
 }
 

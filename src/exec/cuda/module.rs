@@ -46,7 +46,8 @@ pub struct Cubin {
 
 /// The kernels for a chip of this compute capability.
 pub fn prebuilt(capability: (i32, i32)) -> Result<Vec<Cubin>, DeviceError> {
-    unpack(archive(capability)?.bytes).map_err(|e| DeviceError::Lost(format!("the kernels in this program are damaged: {e}")))
+    unpack(archive(capability)?.bytes)
+        .map_err(|e| DeviceError::Lost(format!("the kernels in this program are damaged: {e}")))
 }
 
 /// The chip that its kernels were built for, as `sm_90a`.

@@ -63,8 +63,7 @@ pub fn gpus() -> Result<Vec<Gpu>, Absent> {
     for ordinal in 0..count as usize {
         let context = CudaContext::new(ordinal).map_err(failed)?;
         let (free_bytes, total_bytes) = context.mem_get_info().map_err(failed)?;
-        let (name, capability) =
-            (context.name().map_err(failed)?, context.compute_capability().map_err(failed)?);
+        let (name, capability) = (context.name().map_err(failed)?, context.compute_capability().map_err(failed)?);
         match module::name(capability) {
             Ok(kernels) => usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels }),
             Err(error) => obstacle = Absent::NoKernels(format!("{name}: {error}")),
@@ -96,9 +95,7 @@ impl Nvidia {
         // SAFETY: there is one stream, so nothing is to be tracked between streams.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| error("no stream", e))?;
-        let load = |cubin: Cubin| {
-            context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e))
-        };
+        let load = |cubin: Cubin| context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e));
         let modules = cubins.into_iter().map(load).collect::<Result<_, _>>()?;
         Ok(Nvidia { context, stream, modules, kernels: Mutex::default(), name: gpu.name.clone() })
     }
@@ -110,8 +107,7 @@ impl Nvidia {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let function = self.modules.iter().find_map(|module| module.load_function(name).ok());
-                let function =
-                    function.ok_or_else(|| DeviceError::Failed(format!("no kernel is called {name}")))?;
+                let function = function.ok_or_else(|| DeviceError::Failed(format!("no kernel is called {name}")))?;
                 entry.insert(Kernel { function, shared_bytes: PLAIN_SHARED_BYTES })
             }
         };
@@ -197,7 +193,14 @@ impl Device for Nvidia {
         let stream = self.stream.cu_stream();
         // SAFETY: the caller's promise.
         let started = unsafe {
-            result::launch_kernel(function.cu_function(), (x, y, z), (shape.block, 1, 1), shape.shared_bytes, stream, args)
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (shape.block, 1, 1),
+                shape.shared_bytes,
+                stream,
+                args,
+            )
         };
         started.map_err(|e| error(kernel, e))
     }
