@@ -13,6 +13,8 @@ needs() {
 
 # Both, without which crates that are written in C do not build.
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+# For the CUDA kernels on the CPU.
+needs g++ g++
 command -v curl >/dev/null || missing+=(curl ca-certificates)
 needs python3 python3
 # Debian's python3 comes without what makes an environment.

@@ -1,6 +1,6 @@
 // One block of threads at a time: its fibers, barriers, shared memory and faults.
 //
-// Owns the running block's state (one for the process, under a mutex in shim.cpp). Invariants: a fiber runs until it waits
+// Owns the running block's state (one for each thread that launches). Invariants: a fiber runs until it waits
 // or ends; a fault ends the launch, its fibers are abandoned where they stand (kernels own nothing that would leak).
 #pragma once
 #include <cstdio>
@@ -55,21 +55,24 @@ struct State {
   const std::function<void()>* kernel = nullptr;
   std::string error;
 };
-extern State state;
+// A thread's launches have a state of their own. Loaded with the library or with dlopen, a pointer fits the room that there
+// is for the fast model.
+extern thread_local State* thread_state __attribute__((tls_model("initial-exec")));
+inline State& state() { return *thread_state; }
 
-inline void to_scheduler() { switch_to(state.current->context, state.scheduler); }
+inline void to_scheduler() { switch_to(state().current->context, state().scheduler); }
 
 inline void set_fault(const char* what, int line, const Fiber& f) {
   char text[256];
-  snprintf(text, sizeof text, "%s (line %d) in block (%u,%u,%u) thread (%u,%u,%u)", what, line, state.block_index.x,
-           state.block_index.y, state.block_index.z, f.thread.x, f.thread.y, f.thread.z);
-  if (state.error.empty()) state.error = text;
+  snprintf(text, sizeof text, "%s (line %d) in block (%u,%u,%u) thread (%u,%u,%u)", what, line, state().block_index.x,
+           state().block_index.y, state().block_index.z, f.thread.x, f.thread.y, f.thread.z);
+  if (state().error.empty()) state().error = text;
 }
 // Ends the launch with this text. It does not return, but the compiler must not know: ASan would look for the end of the
 // fiber's stack at the call.
 inline void fault(const char* what, int line) {
-  set_fault(what, line, *state.current);
-  while (!state.error.empty()) to_scheduler();
+  set_fault(what, line, *state().current);
+  while (!state().error.empty()) to_scheduler();
 }
 
 inline void open_barrier(Barrier& b) { b.arrived = 0; ++b.generation; }
@@ -78,7 +81,7 @@ inline void arrive(Barrier& b, unsigned expected, int line) {
   if (b.arrived == 0) b.line = line;
   else if (b.line != line) fault("threads of one barrier are at different lines", line);
   if (++b.arrived == expected) return open_barrier(b);
-  Fiber& f = *state.current;
+  Fiber& f = *state().current;
   f.waits_on = &b.generation; f.waits_for = b.generation; f.line = line;
   to_scheduler();
   f.waits_on = nullptr;
@@ -92,11 +95,11 @@ inline void* new_shared(size_t bytes) {
   return memory;
 }
 inline void* shared_array(const void* key, size_t bytes) {
-  for (auto& a : state.shared) if (a.key == key) return a.memory;
-  state.shared.push_back({key, new_shared(bytes)});
-  return state.shared.back().memory;
+  for (auto& a : state().shared) if (a.key == key) return a.memory;
+  state().shared.push_back({key, new_shared(bytes)});
+  return state().shared.back().memory;
 }
 
-// Runs the block `state.block_index` of `state.kernel`; false after a fault.
+// Runs the block `state().block_index` of `state().kernel`; false after a fault.
 bool run_block(uint32_t order);
 }  // namespace shim

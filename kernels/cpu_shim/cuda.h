@@ -17,11 +17,11 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
-#define threadIdx (shim::state.current->thread)
-#define blockIdx (shim::state.block_index)
-#define blockDim (shim::state.block)
-#define gridDim (shim::state.grid)
-#define __syncthreads() shim::arrive(shim::state.sync, shim::state.live, __LINE__)
+#define threadIdx (shim::state().current->thread)
+#define blockIdx (shim::state().block_index)
+#define blockDim (shim::state().block)
+#define gridDim (shim::state().grid)
+#define __syncthreads() shim::arrive(shim::state().sync, shim::state().live, __LINE__)
 
 inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }

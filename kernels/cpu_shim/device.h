@@ -10,7 +10,7 @@
 #define SHARED(T, name, count)    \
   static const char key_of_##name = 0; \
   T* const name = static_cast<T*>(shim::shared_array(&key_of_##name, sizeof(T) * (count)))
-#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(shim::state.dynamic)
+#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(shim::state().dynamic)
 
 struct bf16 { uint16_t u; };
 
@@ -20,7 +20,7 @@ inline void check_aligned(const void* p, unsigned bytes, const char* what, int l
 }
 // Carries out all but the latest `keep` committed groups of copies.
 inline void finish_copies(size_t keep) {
-  Fiber& f = *state.current;
+  Fiber& f = *state().current;
   while (f.groups.size() > keep) {
     for (auto& c : f.groups.front()) {
       memcpy(c.to, c.from, c.bytes);
@@ -58,10 +58,10 @@ inline void cp_async16(void* to, const void* from, int bytes = 16, int line = __
   shim::check_aligned(from, 16, "cp.async reads from an address that is no multiple of 16", line);
   if (bytes < 0 || bytes > 16) shim::fault("cp.async of more than 16 bytes", line);
   memset(to, 0xff, 16);
-  shim::state.current->open.push_back({to, from, unsigned(bytes)});
+  shim::state().current->open.push_back({to, from, unsigned(bytes)});
 }
 inline void cp_async_commit() {
-  auto* f = shim::state.current;
+  auto* f = shim::state().current;
   f->groups.push_back(std::move(f->open));
   f->open.clear();
 }
@@ -72,7 +72,7 @@ namespace shim {
 template <class Read> void ldmatrix(uint32_t (&r)[4], const void* row, int line, Read read) {
   check_aligned(row, 16, "ldmatrix of a row that is not aligned", line);
   auto rows = gather(~0u, row, line);
-  for (int i = 0; i < 4; ++i) read(r[i], rows, 8 * i, state.current->lane);
+  for (int i = 0; i < 4; ++i) read(r[i], rows, 8 * i, state().current->lane);
   __syncwarp(~0u, line);
 }
 }  // namespace shim
@@ -115,12 +115,12 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   memcpy(own.b, b, sizeof own.b);
   const unsigned generation = shim::exchange_of(~0u, line).barrier.generation;
   const auto lanes = shim::gather(~0u, own, line);
-  shim::Product& product = shim::state.warps[shim::state.current->warp].product;
+  shim::Product& product = shim::state().warps[shim::state().current->warp].product;
   if (!product.is_made || product.generation != generation) {
     shim::multiply(lanes, product);
     product.is_made = true;
     product.generation = generation;
   }
-  const int lane = shim::state.current->lane;
+  const int lane = shim::state().current->lane;
   for (int i = 0; i < 4; ++i) d[i] += product.values[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }

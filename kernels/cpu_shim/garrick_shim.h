@@ -1,6 +1,6 @@
 // The C interface of libgarrick_kernels_shim.so: kernels by name, launched with cuLaunchKernel's arguments.
 //
-// Any thread may launch; launches take turns. Pointers among the arguments are host memory.
+// Any thread may launch, while others do. Pointers among the arguments are host memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -2,7 +2,6 @@
 #include "garrick_shim.h"
 #include <algorithm>
 #include <map>
-#include <mutex>
 #include <random>
 #include "device.h"
 #include "registry.h"
@@ -11,23 +10,23 @@
 #endif
 
 namespace shim {
-State state;
+thread_local State* thread_state = nullptr;
 
 namespace {
 constexpr size_t MAX_SMEM = 227 << 10;  // what a block of the largest chips may have
 constexpr unsigned MAX_GRID_YZ = 65535;
 
 void fiber_main() {
-  (*state.kernel)();
-  Fiber& f = *state.current;
+  (*state().kernel)();
+  Fiber& f = *state().current;
   if (!f.open.empty()) f.groups.push_back(std::move(f.open));
   finish_copies(0);
-  Warp& warp = state.warps[f.warp];
+  Warp& warp = state().warps[f.warp];
   f.done = true;
-  --state.live;
+  --state().live;
   warp.live &= ~(1u << f.lane);
   // An exited thread counts as arrived.
-  if (state.live && state.sync.arrived == state.live) open_barrier(state.sync);
+  if (state().live && state().sync.arrived == state().live) open_barrier(state().sync);
   for (auto& e : warp.exchanges) {
     const unsigned expected = __builtin_popcount(e.mask & warp.live);
     if (e.barrier.arrived && e.barrier.arrived == expected) open_barrier(e.barrier);
@@ -36,31 +35,31 @@ void fiber_main() {
 }
 
 void begin_block() {
-  const unsigned n = state.block.x * state.block.y * state.block.z;
-  state.live = n;
-  state.sync = {};
-  state.warps.assign((n + WARP - 1) / WARP, Warp());
-  state.fibers.assign(n, Fiber());
-  state.dynamic = new_shared(state.dynamic_bytes);
+  const unsigned n = state().block.x * state().block.y * state().block.z;
+  state().live = n;
+  state().sync = {};
+  state().warps.assign((n + WARP - 1) / WARP, Warp());
+  state().fibers.assign(n, Fiber());
+  state().dynamic = new_shared(state().dynamic_bytes);
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(state.stacks.data(), state.stacks.size());  // frames that were left, not returned from
+  __asan_unpoison_memory_region(state().stacks.data(), state().stacks.size());  // frames that were left, not returned from
 #endif
-  if (state.stacks.size() < n * STACK_BYTES) state.stacks = std::vector<char>(n * STACK_BYTES);
+  if (state().stacks.size() < n * STACK_BYTES) state().stacks = std::vector<char>(n * STACK_BYTES);
   for (unsigned i = 0; i < n; ++i) {
-    Fiber& f = state.fibers[i];
+    Fiber& f = state().fibers[i];
     f.lane = i % WARP;
     f.warp = i / WARP;
-    state.warps[f.warp].live |= 1u << f.lane;
-    f.thread = dim3(i % state.block.x, i / state.block.x % state.block.y, i / (state.block.x * state.block.y));
-    prepare(f.context, state.stacks.data() + i * STACK_BYTES, fiber_main);
+    state().warps[f.warp].live |= 1u << f.lane;
+    f.thread = dim3(i % state().block.x, i / state().block.x % state().block.y, i / (state().block.x * state().block.y));
+    prepare(f.context, state().stacks.data() + i * STACK_BYTES, fiber_main);
   }
 }
 
 void end_block() {
-  free(state.dynamic);
-  for (auto& a : state.shared) free(a.memory);
-  state.shared.clear();
-  state.current = nullptr;
+  free(state().dynamic);
+  for (auto& a : state().shared) free(a.memory);
+  state().shared.clear();
+  state().current = nullptr;
 }
 
 // One turn for each lane of a warp that can run, in this order; whether there was one. A fault leaves at once.
@@ -68,13 +67,13 @@ bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
   bool progress = false;
   for (unsigned lane : lanes) {
     const unsigned i = warp * WARP + lane;
-    if (i >= state.fibers.size()) continue;
-    Fiber& f = state.fibers[i];
+    if (i >= state().fibers.size()) continue;
+    Fiber& f = state().fibers[i];
     if (f.done || (f.waits_on && *f.waits_on == f.waits_for)) continue;
     progress = true;
-    state.current = &f;
-    switch_to(state.scheduler, f.context);
-    if (!state.error.empty()) break;
+    state().current = &f;
+    switch_to(state().scheduler, f.context);
+    if (!state().error.empty()) break;
   }
   return progress;
 }
@@ -82,7 +81,7 @@ bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
 // Lets fibers run until none is left. Warps run as far ahead of each other as barriers let them: the first one (or the
 // last) until it waits for others; in random order any one for a random number of turns.
 void schedule(uint32_t order) {
-  std::vector<unsigned> warps(state.warps.size()), lanes(WARP);
+  std::vector<unsigned> warps(state().warps.size()), lanes(WARP);
   for (unsigned i = 0; i < warps.size(); ++i) warps[i] = i;
   for (unsigned i = 0; i < WARP; ++i) lanes[i] = i;
   if (order == GARRICK_SHIM_REVERSE) {
@@ -90,9 +89,9 @@ void schedule(uint32_t order) {
     std::reverse(lanes.begin(), lanes.end());
   }
   const bool random_order = order >= GARRICK_SHIM_RANDOM;
-  const dim3 b = state.block_index;
+  const dim3 b = state().block_index;
   std::mt19937 random(order * 2654435761u + b.x * 7919 + b.y * 104729 + b.z * 1299709);
-  while (state.live) {
+  while (state().live) {
     if (random_order) std::shuffle(warps.begin(), warps.end(), random);
     bool progress = false;
     for (unsigned warp : warps) {
@@ -101,11 +100,11 @@ void schedule(uint32_t order) {
         if (random_order && turns % 8 == 0) std::shuffle(lanes.begin(), lanes.end(), random);
         if (!run_warp(warp, lanes)) break;
         progress = true;
-        if (!state.error.empty()) return;
+        if (!state().error.empty()) return;
       } while (--turns);
     }
     if (progress) continue;
-    auto stuck = std::find_if(state.fibers.begin(), state.fibers.end(), [](const Fiber& f) { return !f.done; });
+    auto stuck = std::find_if(state().fibers.begin(), state().fibers.end(), [](const Fiber& f) { return !f.done; });
     return set_fault("deadlock: threads wait for others that will not come", stuck->line, *stuck);
   }
 }
@@ -114,7 +113,6 @@ std::map<std::string, Kernel>& kernels() {
   static std::map<std::string, Kernel> table;
   return table;
 }
-std::mutex launching;
 thread_local std::string last_error;
 
 int fail(int code, std::string text) {
@@ -132,7 +130,7 @@ bool run_block(uint32_t order) {
   begin_block();
   schedule(order);
   end_block();
-  return state.error.empty();
+  return state().error.empty();
 }
 
 void add_kernel(Kernel kernel) {
@@ -160,17 +158,18 @@ EXPORT int garrick_shim_launch(const char* name, const uint32_t* grid, const uin
     return fail(GARRICK_SHIM_BAD_LAUNCH, std::string(name) + ": not launchable: " + text);
   }
   const auto thread = kernel->bind(args);
-  std::lock_guard<std::mutex> lock(launching);
-  state.grid = dim3(grid[0], grid[1], grid[2]);
-  state.block = dim3(block[0], block[1], block[2]);
-  state.dynamic_bytes = smem;
-  state.kernel = &thread;
-  state.error.clear();
+  static thread_local State own;
+  thread_state = &own;
+  state().grid = dim3(grid[0], grid[1], grid[2]);
+  state().block = dim3(block[0], block[1], block[2]);
+  state().dynamic_bytes = smem;
+  state().kernel = &thread;
+  state().error.clear();
   for (unsigned z = 0; z < grid[2]; ++z)
     for (unsigned y = 0; y < grid[1]; ++y)
       for (unsigned x = 0; x < grid[0]; ++x) {
-        state.block_index = dim3(x, y, z);
-        if (!run_block(order)) return fail(GARRICK_SHIM_FAULT, std::string(name) + ": " + state.error);
+        state().block_index = dim3(x, y, z);
+        if (!run_block(order)) return fail(GARRICK_SHIM_FAULT, std::string(name) + ": " + state().error);
       }
   last_error.clear();
   return GARRICK_SHIM_OK;

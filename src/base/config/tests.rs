@@ -71,6 +71,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("model.served_name", "other"),
     ("model.max_model_len", "2048"),
     ("model.sampling_defaults", "openai"),
+    ("engine.device", "cpu"),
     ("engine.lanes", "2"),
     ("engine.threads", "4"),
     ("engine.isa", "scalar"),
@@ -194,8 +195,14 @@ const FILE_ERRORS: &[(&str, &str)] = &[
         "engine: {isa: sse}",
         "config.yaml:1:15: engine.isa is 'sse', but must be one of auto, avx512dot, avx512, avx2, scalar",
     ),
-    ("kv: {memory_share: 1.5}", "config.yaml:1:20: kv.memory_share is 1.5, but must be a number above 0, up to 0.95"),
-    ("kv: {memory_share: .nan}", "config.yaml:1:20: kv.memory_share is NaN, but must be a number above 0, up to 0.95"),
+    (
+        "kv: {memory_share: 1.5}",
+        "config.yaml:1:20: kv.memory_share is 1.5, but must be null or a number above 0, up to 0.95",
+    ),
+    (
+        "kv: {memory_share: .nan}",
+        "config.yaml:1:20: kv.memory_share is NaN, but must be null or a number above 0, up to 0.95",
+    ),
     ("kv: {prefix_cache: 1}", "config.yaml:1:20: kv.prefix_cache is 1, but must be true or false"),
     (
         "model: {served_name: 7}",
@@ -271,7 +278,7 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, threads, compute, weights, max_step_s",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),
