@@ -1,11 +1,13 @@
-// The token of the largest logit: greedy decoding. What is not a number counts as minus infinity; of equal logits the lowest
-// token wins, and token 0 where there is none above minus infinity, as on the host.
+// The token of the largest logit: greedy decoding. Of equal logits the lowest token wins, and token 0 where there is none
+// above minus infinity, as on the host. NO_TOKEN where one is not a number: the model or a kernel is broken.
 #include "values.h"
 
 constexpr int THREADS = 512, WARPS = THREADS / WARP_LANES;
+constexpr uint32_t NO_TOKEN = 0xffffffffu;
 
 struct Best { float logit; uint32_t token; };
 __device__ __forceinline__ Best better(Best a, Best b) {
+  if (a.token == NO_TOKEN || b.token == NO_TOKEN) return Best{a.logit, NO_TOKEN};
   return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
 }
 
@@ -15,7 +17,10 @@ template <int N> __device__ __forceinline__ Best best_of(const float* logits, in
     float v[N];
     load_values(logits + i, v);
 #pragma unroll
-    for (int j = 0; j < N; ++j) if (v[j] > best.logit) best = Best{v[j], static_cast<uint32_t>(i + j)};
+    for (int j = 0; j < N; ++j) {
+      if (v[j] > best.logit && best.token != NO_TOKEN) best = Best{v[j], static_cast<uint32_t>(i + j)};
+      if (v[j] != v[j]) best.token = NO_TOKEN;
+    }
   }
   return best;
 }

@@ -175,20 +175,20 @@ static void test_logits() {
 static void test_argmax() {
   for (int vocab : {1, 8, 100, 5001, 8192}) {
     current_case = "argmax " + std::to_string(vocab);
-    const int rows = 5, last = vocab - 1;
+    const int rows = 6, last = vocab - 1;
     Buffer<float> x(rows * vocab);
     Buffer<uint32_t> tokens(rows);
     x.fill(-8, 8);
     for (int i = 0; i < vocab; ++i) {
       x[i] = -INFINITY;         // nothing above
-      x[vocab + i] = NAN;       // no number
       x[2 * vocab + i] = -2;    // all alike
     }
+    x[vocab + last / 3] = NAN;  // not a number
     x[3 * vocab + last] = 9;    // the last
+    x[5 * vocab + last] = INFINITY;
     x[4 * vocab + last] = x[4 * vocab + last / 2] = 9;  // two alike
-    x[4 * vocab] = NAN;
     launch("argmax", {rows}, {512}, 0, tokens.data(), x.data(), vocab);
-    const uint32_t want[rows] = {0, 0, 0, uint32_t(last), uint32_t(last / 2)};
+    const uint32_t want[rows] = {0, 0xffffffffu, 0, uint32_t(last), uint32_t(last / 2), uint32_t(last)};
     for (int r = 0; r < rows; ++r) expect(tokens[r] == want[r], "row " + std::to_string(r) + " gives " + std::to_string(tokens[r]));
     expect(tokens.guards_whole(), "written beyond the tokens");
   }

@@ -12,9 +12,10 @@ use rayon::prelude::*;
 use smallvec::SmallVec;
 
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
+use crate::model::TokenId;
 use crate::model::decoder::Decoder;
-use crate::model::ops::{Batch, DeviceError, KvDtype, Ops, Span};
-use crate::sample::{self, Scratch};
+use crate::model::ops::{Batch, DeviceError, KvDtype, NO_TOKEN, Ops, Span};
+use crate::sample::{self, Sampled, Scratch};
 use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
 /// An [`Executor`] over any device that offers [`Ops`].
@@ -45,6 +46,21 @@ impl<O: Ops> ModelExecutor<O> {
         let kv_bytes = ops.allocate_kv(spec, dtype, num_blocks)?;
         let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
         Ok(Self { info, ops, decoder, batch: Batch::default() })
+    }
+
+    /// Runs the batch and draws.
+    fn run(&mut self, plan: &StepPlan) -> Result<Vec<SeqOutput>, ExecError> {
+        let Some(logits) = self.decoder.start(&mut self.ops, &self.batch) else {
+            self.ops.finish()?;
+            return draw(plan, &[], self.info.vocab_size);
+        };
+        // A device that finds the best tokens itself need not bring whole vocabularies here.
+        if plan.rows.iter().all(is_argmax)
+            && let Some(tokens) = self.ops.argmax(logits)?
+        {
+            return take(plan, tokens);
+        }
+        draw(plan, self.ops.read(logits)?, self.info.vocab_size)
     }
 
     /// Token ids and lengths come from clients in the end: they are checked in release builds too.
@@ -91,8 +107,7 @@ where
         let mut rows = Vec::new();
         if !plan.rows.is_empty() {
             fill(&mut self.batch, plan);
-            let logits = self.decoder.forward(&mut self.ops, &self.batch)?;
-            rows = draw(plan, logits, self.info.vocab_size)?;
+            rows = self.run(plan)?;
         }
         Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
     }
@@ -138,6 +153,32 @@ fn num_logit_rows(rows: &SeqRows) -> usize {
 
 fn needs_last_row(rows: &SeqRows) -> bool {
     !rows.samples.is_empty() || rows.prompt_logprobs.is_some_and(|prompt| prompt.next.is_some())
+}
+
+/// Whether every token of these rows is the best one, and nothing else is wanted of their logits.
+fn is_argmax(rows: &SeqRows) -> bool {
+    rows.prompt_logprobs.is_none() && rows.samples.iter().all(sample::SampleSpec::is_argmax)
+}
+
+/// The best token of every row, which lie in the order in which [`fill`] asked for them, for every sequence of the plan.
+fn take(plan: &StepPlan, tokens: &[TokenId]) -> Result<Vec<SeqOutput>, ExecError> {
+    let mut rest = tokens;
+    let one = |rows: &SeqRows| {
+        let (best, later) = rest.split_at(num_logit_rows(rows));
+        rest = later;
+        if best.contains(&NO_TOKEN) {
+            return Err(ExecError::Failed(format!("a logit of sequence {} is not a number", rows.seq.0)));
+        }
+        let sampled = |token| Sampled { token, logprobs: None };
+        let sampled = if rows.num_drafts > 0 {
+            let right = best.iter().zip(rows.drafts()).take_while(|(best, draft)| best == draft).count();
+            best[..best.len().min(right + 1)].iter().map(|token| sampled(*token)).collect()
+        } else {
+            best.iter().flat_map(|token| rows.samples.iter().map(|_| sampled(*token))).collect()
+        };
+        Ok(SeqOutput { seq: rows.seq, sampled, prompt_logprobs: Vec::new() })
+    };
+    plan.rows.iter().map(one).collect()
 }
 
 /// Draws for every sequence of the plan from a step's logits, which lie in the order in which [`fill`] asked for them.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::adjust::changes_nothing;
 use crate::model::TokenId;
 
 /// Sampling parameters, validated (see the API layer for the limits that requests meet).
@@ -68,6 +69,13 @@ pub struct SampleSpec {
     pub history: Option<History>,
     /// Tokens that may not be drawn now (end tokens before `min_tokens`).
     pub banned: Arc<[TokenId]>,
+}
+
+impl SampleSpec {
+    /// Whether the largest logit is all that counts.
+    pub fn is_argmax(&self) -> bool {
+        self.params.temperature <= 0.0 && self.params.logprobs.is_none() && changes_nothing(self)
+    }
 }
 
 /// A drawn token. Log-probabilities are of the model's own distribution, before penalties and temperature.

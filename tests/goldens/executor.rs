@@ -5,7 +5,7 @@ use std::sync::Arc;
 use garrick::exec::runner::ModelExecutor;
 use garrick::exec::{ExecError, Executor};
 use garrick::model::decoder::Decoder;
-use garrick::model::ops::KvDtype;
+use garrick::model::ops::{KvDtype, Ops};
 use garrick::model::source;
 use garrick::sample::{SampleSpec, SamplingParams};
 use garrick::sched::plan::{PromptLogprobs, SeqId, SeqRows, StepPlan};
@@ -13,7 +13,14 @@ use garrick::sched::plan::{PromptLogprobs, SeqId, SeqRows, StepPlan};
 use crate::harness::{Golden, NUM_BLOCKS, folder};
 use crate::naive::Naive;
 
-const MODEL: &str = "llama";
+pub const MODEL: &str = "llama";
+
+/// An executor of the model on any device.
+pub fn executor_on<O: Ops>(mut ops: O) -> ModelExecutor<O> {
+    let source = source::open(&folder(MODEL), None, &mut |_, _| ()).unwrap();
+    let decoder = Decoder::load(&mut ops, &source.spec, &source.tensors, &mut |_, _| ()).unwrap();
+    ModelExecutor::new(ops, decoder, "any".into(), KvDtype::Bf16, NUM_BLOCKS).unwrap()
+}
 
 fn executor() -> ModelExecutor<Naive> {
     let source = source::open(&folder(MODEL), None, &mut |_, _| ()).unwrap();
@@ -28,12 +35,12 @@ fn executor() -> ModelExecutor<Naive> {
     ModelExecutor::new(ops, decoder, "naive".into(), KvDtype::F32, NUM_BLOCKS).unwrap()
 }
 
-fn greedy(choice: u32, logprobs: Option<u8>) -> SampleSpec {
+pub fn greedy(choice: u32, logprobs: Option<u8>) -> SampleSpec {
     let params = SamplingParams { temperature: 0.0, logprobs, ..SamplingParams::default() };
     SampleSpec { params: Arc::new(params), choice, index: 0, history: None, banned: Arc::new([]) }
 }
 
-fn rows(seq: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> SeqRows {
+pub fn rows(seq: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> SeqRows {
     SeqRows {
         seq: SeqId(seq),
         start,
@@ -45,7 +52,7 @@ fn rows(seq: u64, tokens: &[u32], start: u32, blocks: &[u32]) -> SeqRows {
     }
 }
 
-fn plan(rows: Vec<SeqRows>) -> StepPlan {
+pub fn plan(rows: Vec<SeqRows>) -> StepPlan {
     StepPlan { step: 1, copies: Vec::new(), rows }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 
 use super::device::Shape;
 use super::*;
-use crate::model::weights::Dtype;
+use crate::model::ops::{Batch, Ops, Role};
+use crate::model::weights::{Dtype, Tensor};
 
 /// Memory of the host, and kernels that do nothing but count, until one fails.
 #[derive(Default)]

@@ -137,6 +137,14 @@ impl<O: Ops> Decoder<O> {
     /// Runs one step and returns the logits of [`Batch::logit_rows`], `[logit_rows, vocab]`. K and V of every row are
     /// in the cache afterwards.
     pub fn forward<'a>(&'a mut self, ops: &'a mut O, batch: &Batch) -> Result<&'a [f32], DeviceError> {
+        match self.start(ops, batch) {
+            Some(logits) => ops.read(logits),
+            None => ops.finish().map(|()| &[][..]),
+        }
+    }
+
+    /// The same without waiting: the logits on the device, if any are wanted.
+    pub fn start<'a>(&'a mut self, ops: &mut O, batch: &Batch) -> Option<&'a O::Rows> {
         let Self { weights, scratch } = self;
         let spec = &weights.spec;
         scratch.prepare(ops, batch);
@@ -145,7 +153,7 @@ impl<O: Ops> Decoder<O> {
             weights.keys_and_values(ops, i, scratch);
             if i + 1 == weights.layers.len() {
                 if batch.logit_rows.is_empty() {
-                    return ops.finish().map(|()| &[][..]);
+                    return None;
                 }
                 scratch.keep_logit_rows(ops, batch);
             }
@@ -158,7 +166,7 @@ impl<O: Ops> Decoder<O> {
         if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
             ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
         }
-        ops.read(&scratch.logits)
+        Some(&scratch.logits)
     }
 }
 

@@ -1,0 +1,315 @@
+//! Each operation of [`Ops`] as launches of kernels.
+
+use super::attention::Attend;
+use super::device::Address;
+use super::kv::CudaKv;
+use super::launch::Launch;
+use super::memory::Buffer;
+use super::moe::{CudaExperts, Experts};
+use super::rows::{CudaRows, Element};
+use super::step::CudaStep;
+use super::weights::{CudaMatrix, CudaRope, CudaVector};
+use super::{CudaOps, chunks};
+use crate::model::TokenId;
+use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
+use crate::model::weights::Tensor;
+
+/// Heads that one block of `rotate_and_store` goes through.
+const HEADS_PER_BLOCK: usize = 8;
+const NO_KV: &str = "allocate_kv comes before the first step";
+
+/// The smallest tile that holds the rows, up to the largest: its name, rows, columns, threads and bytes of shared memory.
+fn product_tile(rows: usize, out: Element) -> (&'static str, usize, usize, u32, usize) {
+    match (rows, out) {
+        (..=16, Element::Bf16) => ("gemm_m16_bf16", 16, 32, 64, 41_472),
+        (..=16, Element::F32) => ("gemm_m16_f32", 16, 32, 64, 41_472),
+        (..=64, Element::Bf16) => ("gemm_m64_bf16", 64, 64, 128, 55_296),
+        (..=64, Element::F32) => ("gemm_m64_f32", 64, 64, 128, 55_296),
+        (_, Element::Bf16) => ("gemm_m128_bf16", 128, 128, 256, 81_920),
+        (_, Element::F32) => ("gemm_m128_f32", 128, 128, 256, 81_920),
+    }
+}
+
+impl Ops for CudaOps {
+    type Matrix = CudaMatrix;
+    type Experts = CudaExperts;
+    type Vector = CudaVector;
+    type Rows = CudaRows;
+    type Rope = CudaRope;
+    type Step = CudaStep;
+
+    fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> CudaMatrix {
+        self.load(|device| CudaMatrix::load(device, role, parts), CudaMatrix::missing(role, parts))
+    }
+
+    fn load_vector(&mut self, values: &[f32]) -> CudaVector {
+        self.load(|device| Ok(CudaVector(Some(Buffer::of(device, values)?))), CudaVector(None))
+    }
+
+    fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> CudaRope {
+        self.load(|device| CudaRope::load(device, rope, max_positions), CudaRope::missing(rope))
+    }
+
+    fn load_experts(&mut self, matrices: Vec<CudaMatrix>) -> CudaExperts {
+        let table = self.load(|device| CudaExperts::table(device, &matrices).map(Some), None);
+        CudaExperts::new(matrices, table)
+    }
+
+    fn new_rows(&mut self) -> CudaRows {
+        CudaRows::default()
+    }
+
+    fn new_step(&mut self) -> CudaStep {
+        CudaStep::default()
+    }
+
+    fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
+        self.outcome()?;
+        let kv = self.kv.insert(CudaKv::new(&self.device, spec, dtype, num_blocks)?);
+        Ok(kv.bytes())
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        self.run(|ops| ops.kv.as_mut().expect(NO_KV).copy_blocks(&ops.device, pairs));
+    }
+
+    fn prepare(&mut self, batch: &Batch, step: &mut CudaStep) {
+        self.run(|ops| step.set(&ops.device, batch));
+    }
+
+    fn embed(&mut self, step: &CudaStep, table: &CudaMatrix, scale: f32, out: &mut CudaRows) {
+        self.run(|ops| {
+            out.reshape(&ops.device, step.num_rows, table.cols, Element::F32)?;
+            let launch = Launch::new("embed", [out.rows(), chunks(out.width()), 1])
+                .address(out.address())
+                .address(table.address())
+                .address(step.tokens())
+                .float(scale)
+                .int(out.width());
+            // SAFETY: tokens are below the table's rows, as the executor checks.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn rms_norm(&mut self, x: &CudaRows, weight: &CudaVector, eps: f32, out: &mut CudaRows) {
+        self.run(|ops| {
+            out.reshape(&ops.device, x.rows(), x.width(), Element::Bf16)?;
+            let kernel = match x.element() {
+                Element::F32 => "rms_norm_f32_bf16",
+                Element::Bf16 => "rms_norm_bf16_bf16",
+            };
+            // SAFETY: rows of one shape, and a weight for each column.
+            unsafe { ops.start(norm(kernel, out.address(), x, weight, eps)) }
+        });
+    }
+
+    fn rms_norm_in_place(&mut self, x: &mut CudaRows, weight: &CudaVector, eps: f32) {
+        self.run(|ops| {
+            let kernel = match x.element() {
+                Element::F32 => "rms_norm_f32_f32",
+                Element::Bf16 => "rms_norm_bf16_bf16",
+            };
+            // SAFETY: as in `rms_norm`.
+            unsafe { ops.start(norm(kernel, x.address(), x, weight, eps)) }
+        });
+    }
+
+    fn add_scaled(&mut self, x: &mut CudaRows, delta: &CudaRows, scale: f32) {
+        self.run(|ops| {
+            assert!(x.rows() == delta.rows() && x.width() == delta.width(), "sum of rows of different shapes");
+            assert_eq!(x.element(), Element::F32, "sums are float32");
+            let kernel = match delta.element() {
+                Element::F32 => "add_scaled_f32",
+                Element::Bf16 => "add_scaled_bf16",
+            };
+            let launch = Launch::new(kernel, [chunks(x.count()), 1, 1])
+                .address(x.address())
+                .address(delta.address())
+                .float(scale)
+                .int(x.count());
+            // SAFETY: as many values.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn matmul(&mut self, x: &CudaRows, w: &CudaMatrix, bias: Option<&CudaVector>, out: &mut CudaRows) {
+        self.run(|ops| {
+            assert_eq!(x.width(), w.cols, "width of activations and weights");
+            out.reshape(&ops.device, x.rows(), w.rows, w.product())?;
+            let (kernel, tile_rows, tile_cols, threads, shared) = product_tile(x.rows(), out.element());
+            let from = ops.as_bf16(x)?;
+            let grid = [x.rows().div_ceil(tile_rows), w.rows.div_ceil(tile_cols), 1];
+            let launch = Launch::new(kernel, grid)
+                .threads(threads)
+                .shared(shared)
+                .address(out.address())
+                .address(from)
+                .address(w.address())
+                .address(bias.map_or(0, CudaVector::address))
+                .int(x.rows())
+                .int(w.rows)
+                .int(w.cols);
+            // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn rotate_and_store(
+        &mut self,
+        step: &CudaStep,
+        layer: usize,
+        attention: &Attention,
+        norm: QkNormWeights<'_, CudaVector>,
+        rope: Option<&CudaRope>,
+        qkv: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            let Attention { num_heads, num_kv_heads, head_dim, .. } = *attention;
+            let heads = num_heads + 2 * num_kv_heads;
+            assert_eq!(qkv.width(), heads * head_dim, "width of a fused q, k, v row");
+            assert_eq!(qkv.rows(), step.num_rows, "rows of the batch");
+            let (q_norm, k_norm, eps, norm) = match norm {
+                QkNormWeights::None => (0, 0, 0.0, 0),
+                QkNormWeights::PerHead { q, k, eps } => (q.address(), k.address(), eps, 1),
+                QkNormWeights::WholeRow { q, k, eps } => (q.address(), k.address(), eps, 2),
+            };
+            let chunks = if norm == 2 { 1 } else { heads.div_ceil(HEADS_PER_BLOCK) };
+            let kv = ops.kv.as_ref().expect(NO_KV);
+            let kernel = match kv.dtype {
+                KvDtype::F32 => "rotate_and_store_f32",
+                KvDtype::Bf16 => "rotate_and_store_bf16",
+                KvDtype::Int8 => "rotate_and_store_int8",
+            };
+            let mut launch = Launch::new(kernel, [qkv.rows(), chunks, 1]).address(qkv.address());
+            for address in kv.addresses(layer) {
+                launch = launch.address(address);
+            }
+            let [cos, sin] = rope.map_or([0; 2], CudaRope::addresses);
+            let launch = launch
+                .address(step.positions())
+                .address(step.slots())
+                .address(cos)
+                .address(sin)
+                .address(q_norm)
+                .address(k_norm)
+                .float(eps)
+                .int(norm)
+                .int(num_heads)
+                .int(num_kv_heads)
+                .int(head_dim)
+                .int(rope.map_or(0, |rope| rope.rotary_dim));
+            // SAFETY: slots are distinct and the cache's, positions below the table's, as the executor checks.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn attend(&mut self, step: &CudaStep, layer: usize, attention: &Attention, qkv: &CudaRows, out: &mut CudaRows) {
+        self.run(|ops| {
+            let kv = ops.kv.as_ref().expect(NO_KV);
+            let attend = Attend { device: &ops.device, step, kv, layer, attention, qkv };
+            attend.run(&mut ops.records, out)
+        });
+    }
+
+    fn gated_activation(&mut self, gate_up: &CudaRows, activation: Activation, out: &mut CudaRows) {
+        self.run(|ops| {
+            assert_eq!(gate_up.element(), Element::Bf16, "products of projections are bfloat16");
+            out.reshape(&ops.device, gate_up.rows(), gate_up.width() / 2, Element::Bf16)?;
+            let kernel = match activation {
+                Activation::Silu => "gated_activation_silu",
+                Activation::GeluTanh => "gated_activation_gelu_tanh",
+            };
+            let launch = Launch::new(kernel, [out.rows(), chunks(out.width()), 1])
+                .address(out.address())
+                .address(gate_up.address())
+                .int(out.width());
+            // SAFETY: twice as many columns in as out.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn moe(
+        &mut self,
+        x: &CudaRows,
+        weights: &MoeWeights<CudaMatrix, CudaExperts>,
+        moe: &MoeSpec,
+        activation: Activation,
+        out: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            let mut room = std::mem::take(&mut ops.moe);
+            let outcome = Experts { weights, moe, activation }.apply(ops, &mut room, x, out);
+            ops.moe = room;
+            outcome
+        });
+    }
+
+    fn gather_logit_rows(&mut self, step: &CudaStep, x: &CudaRows, out: &mut CudaRows) {
+        self.run(|ops| {
+            out.reshape(&ops.device, step.num_logit_rows, x.width(), x.element())?;
+            let kernel = match x.element() {
+                Element::F32 => "gather_rows_f32",
+                Element::Bf16 => "gather_rows_bf16",
+            };
+            let launch = Launch::new(kernel, [out.rows(), chunks(out.width()), 1])
+                .address(out.address())
+                .address(x.address())
+                .address(step.logit_rows())
+                .int(out.width());
+            // SAFETY: the rows are those of the step that `x` has.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn finish_logits(&mut self, logits: &mut CudaRows, scale: f32, softcap: Option<f32>) {
+        self.run(|ops| {
+            assert_eq!(logits.element(), Element::F32, "logits are float32");
+            let launch = Launch::new("finish_logits", [chunks(logits.count()), 1, 1])
+                .address(logits.address())
+                .float(scale)
+                .float(softcap.unwrap_or(0.0))
+                .int(logits.count());
+            // SAFETY: as many values.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn finish(&mut self) -> Result<(), DeviceError> {
+        self.run(|ops| ops.device.finish());
+        self.outcome()
+    }
+
+    fn argmax<'a>(&'a mut self, logits: &'a CudaRows) -> Result<Option<&'a [TokenId]>, DeviceError> {
+        self.run(|ops| {
+            assert_eq!(logits.element(), Element::F32, "logits are float32");
+            let tokens = ops.best.reserve(&ops.device, 4 * logits.rows())?;
+            let launch = Launch::new("argmax", [logits.rows(), 1, 1])
+                .threads(512)
+                .buffer(tokens)
+                .address(logits.address())
+                .int(logits.width());
+            ops.tokens.resize(logits.rows(), 0);
+            // SAFETY: a token for each row.
+            unsafe { launch.start(&*ops.device)? };
+            tokens.read(&mut ops.tokens)
+        });
+        self.outcome()?;
+        Ok(Some(&self.tokens))
+    }
+
+    fn read<'a>(&'a mut self, rows: &'a CudaRows) -> Result<&'a [f32], DeviceError> {
+        self.run(|ops| rows.read(&ops.device, &mut ops.host));
+        self.outcome()?;
+        Ok(&self.host)
+    }
+}
+
+fn norm(kernel: &'static str, out: Address, x: &CudaRows, weight: &CudaVector, eps: f32) -> Launch {
+    Launch::new(kernel, [x.rows(), 1, 1])
+        .address(out)
+        .address(x.address())
+        .address(weight.address())
+        .float(eps)
+        .int(x.width())
+}
