@@ -6,6 +6,8 @@ their scales) that the context has. Before anything is timed, each kernel's outp
 
 import argparse
 import math
+import sys
+from functools import partial
 
 import device
 import results
@@ -137,7 +139,7 @@ def check(torch, kernels, found, pool, kinds):
             step.decode(step.records()) if name == "decode" else step.prefill()
             error = step.error()
             found.add("checked", kernel=f"{name} {kind[0]} d{kind[1]} group {kind[2]}", **{"largest error": error},
-                      right="yes" if error < 0.02 else "NO")
+                      right=found.check(error < 0.02))
 
 
 def decode(torch, kernels, found, pool, limits, kind, args):
@@ -154,10 +156,11 @@ def decode(torch, kernels, found, pool, limits, kind, args):
                 continue
             steps = [Step(torch, kernels, cache, batch, context, 1, order[i * blocks :]) for i in range(sets)]
             records = steps[0].records()
-            ms = median_ms(torch, [lambda step=step: step.decode(records) for step in steps])
+            ms = median_ms(torch, [partial(step.decode, records) for step in steps])
             rate = bytes_read / ms * 1e3
-            found.add("decode", **{"KV": kv, "head_dim": dim, "heads": f"{NUM_HEADS}/{cache.kv_heads}", "context": context,
-                                   "batch": batch, "ms": ms, "GB/s": rate / 1e9, "of the bandwidth": rate / limits.bandwidth})
+            found.add("decode", **{
+                "KV": kv, "head_dim": dim, "heads": f"{NUM_HEADS}/{cache.kv_heads}", "context": context, "batch": batch,
+                "ms": ms, "GB/s": rate / 1e9, "of the bandwidth": rate / limits.bandwidth})
 
 
 def prefill(torch, kernels, found, pool, limits, length):
@@ -172,9 +175,9 @@ def prefill(torch, kernels, found, pool, limits, length):
     theirs = median_ms(torch, [lambda: attend(q, k, v, is_causal=True, enable_gqa=True)] * 2)
     difference = (attend(q, k, v, is_causal=True, enable_gqa=True)[0] - step.answers(0)).abs().max().item()
     rate = 4 * NUM_HEADS * 128 * length * (length + 1) / 2 / 1e9
-    found.add("prefill", tokens=length, **{"ms": ours, "TFLOP/s": rate / ours, "SDPA TFLOP/s": rate / theirs,
-                                           "over SDPA": theirs / ours, "of the product rate": rate / ours * 1e12 / limits.product,
-                                           "largest difference": difference})
+    found.add("prefill", tokens=length, **{
+        "ms": ours, "TFLOP/s": rate / ours, "SDPA TFLOP/s": rate / theirs, "over SDPA": theirs / ours,
+        "of the product rate": rate / ours * 1e12 / limits.product, "largest difference": difference})
 
 
 def main():
@@ -186,7 +189,7 @@ def main():
     args = parser.parse_args()
     torch, capability = results.torch_on_gpu()
     found = results.Results("attention")
-    kernels = device.Kernels(capability, results.OUT / "cubins")
+    kernels = device.Kernels(capability, device.CUBINS)
     found.note(f"kernels: {kernels.origin}")
     limits = Limits(torch)
     limits.add_to(found)
@@ -202,6 +205,7 @@ def main():
         decode(torch, kernels, found, pool, limits, kind, args)
     if results.is_over():
         found.note(f"cut after {results.spent():.0f} s: later kinds are missing")
+    sys.exit(not found.is_right)
 
 
 if __name__ == "__main__":

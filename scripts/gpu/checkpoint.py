@@ -96,9 +96,15 @@ def write_safetensors(torch, path, entries, where):
             file.write(values.view(torch.uint8).numpy())
 
 
-def make(shape, folder):
-    """The folder, made unless it is there."""
-    folder = pathlib.Path(folder)
+def kv_bytes_per_token(shape):
+    """In bf16."""
+    _, layers, _, kv_heads, head_dim, _, _ = SHAPES[shape]
+    return 2 * 2 * layers * kv_heads * head_dim
+
+
+def make(shape, scratch):
+    """The checkpoint's folder under `scratch`, made unless it is there."""
+    folder = pathlib.Path(scratch) / f"random-{shape}"
     if (folder / "config.json").exists():
         return folder
     import torch
@@ -119,6 +125,7 @@ def make(shape, folder):
     described = config(shape)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(described["vocab_size"])))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": CHAT}))
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": END}))
     (folder / "config.json").write_text(json.dumps(described, indent=1))
     return folder
 
@@ -126,9 +133,9 @@ def make(shape, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("folder")
+    parser.add_argument("scratch", help="the folder that gets the checkpoint's")
     args = parser.parse_args()
-    print(f"{make(args.shape, args.folder)}: {num_params(args.shape)[0] / 1e6:.1f} million parameters")
+    print(f"{make(args.shape, args.scratch)}: {num_params(args.shape)[0] / 1e6:.1f} million parameters")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The GPU through the driver's library alone (libcuda.so.1, by ctypes): whether there is one, and kernels launched by name.
 
-    device.py            prints the GPU; ends with 69 and says why where there is none that can be used
-    device.py cubins DIR unpacks the kernels for its chip into DIR, compiled on the spot where the archive cannot be read
+    device.py         prints the GPU; ends with 69 and says why where there is none that can be used
+    device.py cubins  puts the kernels for its chip into target/gpu-build/cubins, compiled on the spot where the archive
+                      cannot be read
 """
 
 import ctypes
 import io
-import os
 import pathlib
 import re
 import shutil
@@ -17,6 +17,7 @@ import tarfile
 UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PREBUILT = ROOT / "kernels/prebuilt"
+CUBINS = ROOT / "target/gpu-build/cubins"
 OLDEST = (8, 0)
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -146,9 +147,8 @@ class Kernels:
         """(function, its parameters' sizes in bytes), allowed this much dynamic shared memory (as at its first launch)."""
         if name not in self.functions:
             function = ctypes.c_void_p()
-            found = [m for m in self.modules if not self.driver.library.cuModuleGetFunction(
-                ctypes.byref(function), m, name.encode())]
-            if not found:
+            find = self.driver.library.cuModuleGetFunction
+            if not any(find(ctypes.byref(function), module, name.encode()) == 0 for module in self.modules):
                 raise RuntimeError(f"no kernel is called {name}")
             sizes, offset, size = [], ctypes.c_size_t(), ctypes.c_size_t()
             info = self.driver.library.cuFuncGetParamInfo
@@ -181,9 +181,8 @@ def main():
     name, capability = Driver().first()
     print(f"{name}, compute capability {capability[0]}.{capability[1]}")
     if sys.argv[1:2] == ["cubins"]:
-        print(f"kernels: {cubins(capability, sys.argv[2])}")
+        print(f"kernels: {cubins(capability, CUBINS)}")
 
 
 if __name__ == "__main__":
-    os.chdir(ROOT)
     main()

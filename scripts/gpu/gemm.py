@@ -4,6 +4,7 @@ Weights go round several copies where one would stay in the L2 cache. GB/s are t
 """
 
 import argparse
+import sys
 
 import device
 import results
@@ -11,8 +12,15 @@ from limits import Limits
 from timing import median_ms, rounds
 
 # Name: rows, columns, threads, shared memory of a tile (kernels/README.md), and up to how many rows it is tried.
-TILES = {"gemm_m16": (16, 32, 64, 41472, 256), "gemm_m64": (64, 64, 128, 55296, 2048), "gemm_m128": (128, 128, 256, 81920, 2048)}
-SHAPES = {"qkv": (4096, 6144), "out": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096), "head": (4096, 128256)}
+TILES = {
+    "gemm_m16": (16, 32, 64, 41472, 256),
+    "gemm_m64": (64, 64, 128, 55296, 2048),
+    "gemm_m128": (128, 128, 256, 81920, 2048),
+}
+# k and n.
+SHAPES = {
+    "qkv": (4096, 6144), "out": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096), "head": (4096, 128256),
+}
 ROWS = (1, 4, 16, 64, 256, 2048)
 
 
@@ -62,7 +70,7 @@ def measure(torch, kernels, found, limits, shape, m):
     found.add("gemm", shape=f"{shape} {k}x{n}", m=m, tile=chosen(m), **{
         "ms": ms, "TFLOP/s": 2 * m * n * k / ms / 1e9, "GB/s": bytes_moved / ms / 1e6, "of the floor": floor / ms,
         "cuBLAS ms": theirs, "over cuBLAS": theirs / ms, "best tile": best, "best over cuBLAS": theirs / times[best],
-        "right": "yes" if all(right) else "NO"})
+        "right": found.check(all(right))})
 
 
 def main():
@@ -72,7 +80,7 @@ def main():
     args = parser.parse_args()
     torch, capability = results.torch_on_gpu()
     found = results.Results("gemm")
-    kernels = device.Kernels(capability, results.OUT / "cubins")
+    kernels = device.Kernels(capability, device.CUBINS)
     found.note(f"kernels: {kernels.origin}")
     torch.backends.cuda.matmul.allow_tf32 = False
     limits = Limits(torch)
@@ -80,8 +88,10 @@ def main():
     for shape in args.shapes:
         for m in args.rows:
             if results.is_over():
-                return found.note(f"cut after {results.spent():.0f} s: later shapes are missing")
+                found.note(f"cut after {results.spent():.0f} s: {shape} {m} and later are missing")
+                sys.exit(not found.is_right)
             measure(torch, kernels, found, limits, shape, m)
+    sys.exit(not found.is_right)
 
 
 if __name__ == "__main__":

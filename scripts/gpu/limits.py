@@ -11,23 +11,28 @@ COPY_BYTES = 4 << 30
 PRODUCT = 8192
 
 
+def bandwidths(torch):
+    """Bytes a second of a copy and of a sum."""
+    size = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 8)
+    source = torch.empty(size // 4, device="cuda").uniform_(-1, 1)
+    target, total = torch.empty_like(source), torch.empty((), device="cuda")
+    copy_ms = median_ms(torch, [lambda: target.copy_(source)])
+    read_ms = median_ms(torch, [lambda: torch.sum(source, dim=0, out=total)])
+    return 2e3 * source.nbytes / copy_ms, 1e3 * source.nbytes / read_ms
+
+
+def product_rate(torch):
+    """Multiplications and additions a second."""
+    a, b, c = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return 2e3 * PRODUCT**3 / median_ms(torch, [lambda: torch.mm(a, b, out=c)] * 4)
+
+
 class Limits:
     """Bytes a second of a copy (read and written together) and of a sum (read), multiply-adds as FLOP a second."""
 
     def __init__(self, torch):
-        size = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 8)
-        source = torch.empty(size // 4, device="cuda").uniform_(-1, 1)
-        target = torch.empty_like(source)
-        seconds = median_ms(torch, [lambda: target.copy_(source)]) / 1e3
-        self.copy = 2 * source.nbytes / seconds
-        total = torch.empty((), device="cuda")
-        seconds = median_ms(torch, [lambda: torch.sum(source, dim=0, out=total)]) / 1e3
-        self.read = source.nbytes / seconds
-        del source, target
-        a, b, c = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-        seconds = median_ms(torch, [lambda: torch.mm(a, b, out=c)] * 4) / 1e3
-        self.product = 2 * PRODUCT**3 / seconds
-        del a, b, c
+        self.copy, self.read = bandwidths(torch)
+        self.product = product_rate(torch)
         torch.cuda.empty_cache()
 
     @property
@@ -64,18 +69,26 @@ def main():
     free, total = torch.cuda.mem_get_info()
     found.add(
         "machine", device=card.name, date=results.today(), capability="{}.{}".format(*capability),
-        multiprocessors=card.multi_processor_count, **{"L2 MiB": card.L2_cache_size >> 20, "memory GiB": total / 2**30,
-                                                      "free GiB": free / 2**30},
+        multiprocessors=card.multi_processor_count,
+        **{"L2 MiB": card.L2_cache_size >> 20, "memory GiB": total / 2**30, "free GiB": free / 2**30},
     )
-    query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,mig.mode.current"
-    smi = output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
-    found.add("versions", **{f"nvidia-smi ({query})": smi})
-    found.add("versions", torch=torch.__version__, transformers=version("transformers"), nvcc=output("nvcc", "--version")[-60:],
-              **{"compute-sanitizer": output("compute-sanitizer", "--version")[-60:]})
+    versions = {
+        "torch": torch.__version__, "transformers": version("transformers"), "nvcc": output("nvcc", "--version")[-60:],
+        "compute-sanitizer": output("compute-sanitizer", "--version")[-60:],
+    }
+    for what, value in versions.items():
+        found.add("versions", what=what, value=value)
+    clocks = "clocks.sm,clocks.mem,temperature.gpu"
+    report_card(found, f"driver_version,{clocks},clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current")
     for _ in range(2):  # the second shows how far the first can be trusted
         Limits(torch).add_to(found)
-    clocks = output("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader")
-    found.add("versions", **{"just after (clocks.sm,clocks.mem,temperature.gpu)": clocks})
+    report_card(found, clocks)
+
+
+def report_card(found, query):
+    """What nvidia-smi says."""
+    value = output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+    found.add("versions", what=f"nvidia-smi: {query}", value=value)
 
 
 if __name__ == "__main__":

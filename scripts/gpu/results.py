@@ -2,6 +2,8 @@
 
 A line is {"stage", "table", "row"}; a row's keys are the table's columns, in order. What a stage that was cut has written
 is whole. summary.py makes tables of it.
+
+    results.py STAGE TABLE COLUMN VALUE…   adds a row, for stages that are shell
 """
 
 import datetime
@@ -31,7 +33,7 @@ def is_over(share=0.9):
 
 class Results:
     def __init__(self, stage):
-        self.stage = stage
+        self.stage, self.is_right = stage, True
         OUT.mkdir(parents=True, exist_ok=True)
         self.file = open(OUT / "results.jsonl", "a", buffering=1)
 
@@ -40,6 +42,11 @@ class Results:
         self.file.write(json.dumps({"stage": self.stage, "table": table, "row": row}) + "\n")
         print(f"{table}: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
+    def check(self, is_right):
+        """`yes` or `NO`, for a row; `is_right` tells afterwards whether all was."""
+        self.is_right &= is_right
+        return "yes" if is_right else "NO"
+
     def note(self, text):
         """What a reader of the figures must know."""
         self.file.write(json.dumps({"stage": self.stage, "note": text}) + "\n")
@@ -47,11 +54,11 @@ class Results:
 
 
 def rounded(value):
-    """Four digits that count, no more decimals than three."""
-    if not isinstance(value, float) or value == 0 or value != value:
+    """Four digits that count."""
+    if not isinstance(value, float):
         return value
-    digits = 3 - min(3, len(str(int(abs(value)))) - 1) if abs(value) >= 1 else 4
-    return round(value, digits)
+    short = float(f"{value:.4g}")
+    return int(short) if 1000 <= abs(short) < 1e15 else short
 
 
 def today():
@@ -70,3 +77,8 @@ def torch_on_gpu():
     torch.manual_seed(1)
     torch.zeros(1, device="cuda")
     return torch, capability
+
+
+if __name__ == "__main__":
+    stage, table, *rest = sys.argv[1:]
+    Results(stage).add(table, **dict(zip(rest[::2], rest[1::2])))
