@@ -12,6 +12,9 @@
 #include <tuple>
 #include <vector>
 #include "garrick_shim.h"
+#ifdef GARRICK_ON_GPU
+#include "driver.h"
+#endif
 
 namespace test {
 struct bf16 { uint16_t u; };
@@ -44,10 +47,24 @@ inline void expect(bool ok, const std::string& what) {
 inline float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_bits); }
 inline int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_bits); }
 
-// `n` values that start as NaN bytes, between guards of the same bytes; under ASan without guards but exactly as long.
+// Memory that starts as NaN bytes and, where the tests run on a GPU, has a twin there.
+inline std::shared_ptr<unsigned char> allocate(size_t bytes, [[maybe_unused]] bool holds_pointers) {
+  void* p = nullptr;
+  if (posix_memalign(&p, 64, bytes ? bytes : 1)) abort();
+  memset(p, 0xff, bytes);
+#ifdef GARRICK_ON_GPU
+  garrick_gpu_map(p, bytes, holds_pointers);
+  return {static_cast<unsigned char*>(p), [](unsigned char* p) { garrick_gpu_unmap(p); free(p); }};
+#else
+  return {static_cast<unsigned char*>(p), free};
+#endif
+}
+
+// `n` values that start as NaN bytes, between guards of the same bytes; without guards, but exactly as long, where a checker
+// knows the ends: under ASan, or with GARRICK_NO_GUARDS for compute-sanitizer.
 // `shift` elements off the alignment of 64 bytes that allocations have.
 template <class T> class Buffer {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(GARRICK_NO_GUARDS)
   static constexpr size_t GUARD = 0;
 #else
   static constexpr size_t GUARD = 256;
@@ -56,12 +73,8 @@ template <class T> class Buffer {
   std::shared_ptr<unsigned char> memory;
 
  public:
-  explicit Buffer(size_t n, size_t shift = 0) : n(n), shift(shift), bytes((n + shift) * sizeof(T) + 2 * GUARD) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 64, bytes ? bytes : 1)) abort();
-    memset(p, 0xff, bytes);
-    memory.reset(static_cast<unsigned char*>(p), free);
-  }
+  explicit Buffer(size_t n, size_t shift = 0) : n(n), shift(shift), bytes((n + shift) * sizeof(T) + 2 * GUARD),
+                                            memory(allocate(bytes, std::is_pointer_v<T>)) {}
   T* data() const { return reinterpret_cast<T*>(memory.get() + GUARD) + shift; }
   size_t size() const { return n; }
   T& operator[](size_t i) const { return data()[i]; }

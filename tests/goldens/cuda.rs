@@ -1,32 +1,52 @@
-//! The CUDA device on the emulator: the launches and the kernels that a GPU gets, run on the CPU.
+//! The CUDA device: on a GPU where there is one, otherwise the same launches and kernels on the emulator.
 //!
-//! The library comes from `scripts/check-kernels.sh shim`. Where it is missing the tests are skipped and say so, except in
-//! CI, where its absence is a failure.
+//! The environment variable `GARRICK_GOLDENS_ON` insists on one of them: `gpu` fails without a GPU, `emulator` leaves it
+//! alone. The emulator's library comes from `scripts/check-kernels.sh shim`. Where it is missing the tests are skipped and
+//! say so, except in CI, where its absence is a failure.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use garrick::exec::Executor;
 use garrick::exec::cuda::CudaOps;
-use garrick::exec::cuda::device::{Emulator, Order};
+use garrick::exec::cuda::device::{Device, Emulator, Order, gpus, open_gpu};
 
 use super::executor::{MODEL, executor_on, greedy, plan, rows};
 use super::*;
+use crate::harness::project;
 
-/// A device whose threads take turns in this order; `None` where the library is missing.
-fn emulated(order: Order) -> Option<impl Fn() -> CudaOps> {
-    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/libgarrick_kernels_shim.so");
+/// Makes the device anew, whose memory then holds nothing of another model.
+type NewOps = Box<dyn Fn() -> CudaOps>;
+
+fn ops(device: impl Device + 'static) -> CudaOps {
+    CudaOps::new(Arc::new(device))
+}
+
+/// The first GPU, or the emulator with threads that take turns in this order; `None` where there is neither.
+fn cuda(order: Order) -> Option<NewOps> {
+    match std::env::var("GARRICK_GOLDENS_ON").as_deref() {
+        Ok("gpu") => Some(real().expect("GARRICK_GOLDENS_ON=gpu, and a GPU")),
+        Ok("emulator") => emulated(order),
+        Ok(other) => panic!("GARRICK_GOLDENS_ON is gpu or emulator, not {other:?}"),
+        Err(_) => real().ok().or_else(|| emulated(order)),
+    }
+}
+
+fn real() -> Result<NewOps, String> {
+    let gpu = gpus().map_err(|e| e.to_string())?.swap_remove(0);
+    println!("on {} with the kernels for {}", gpu.name, gpu.kernels);
+    Ok(Box::new(move || ops(open_gpu(&gpu).unwrap())))
+}
+
+fn emulated(order: Order) -> Option<NewOps> {
+    let library = project().join("target/kernels/libgarrick_kernels_shim.so");
     if !library.exists() {
         let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
         eprintln!("skipped: {message}");
         return None;
     }
-    Some(move || {
-        // SAFETY: built from this tree by the script.
-        let device = unsafe { Emulator::open(&library, order) }.unwrap();
-        CudaOps::new(Arc::new(device))
-    })
+    // SAFETY: built from this tree by the script.
+    Some(Box::new(move || ops(unsafe { Emulator::open(&library, order) }.unwrap())))
 }
 
 /// How far rounding of activations may carry logits, over what PyTorch's own bfloat16 run of the model shows.
@@ -54,7 +74,7 @@ macro_rules! on_cuda {
 
             #[test]
             fn rounded() {
-                if let Some(device) = emulated(Order::Random(1)) {
+                if let Some(device) = cuda(Order::Random(1)) {
                     check_rounded($name, &device, KvDtype::Bf16, $is_moe);
                     check_rounded($name, &device, KvDtype::F32, $is_moe);
                 }
@@ -62,7 +82,7 @@ macro_rules! on_cuda {
 
             #[test]
             fn batched() {
-                if let Some(device) = emulated(Order::Reverse) {
+                if let Some(device) = cuda(Order::Reverse) {
                     check_batched($name, &device);
                 }
             }

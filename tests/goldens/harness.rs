@@ -1,6 +1,6 @@
 //! Golden models from disk, and sequences fed through a decoder in every way a scheduler might.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use garrick::kv::BLOCK_TOKENS;
 use garrick::model::TokenId;
@@ -26,8 +26,13 @@ pub struct Bf16Error {
     pub rms: f32,
 }
 
+/// The project's folder: the environment variable `GARRICK_PROJECT` where the tests run elsewhere than they were built.
+pub fn project() -> PathBuf {
+    std::env::var_os("GARRICK_PROJECT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 pub fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
+    project().join("tests/fixtures/models").join(name)
 }
 
 impl Golden {

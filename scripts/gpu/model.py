@@ -1,0 +1,82 @@
+"""`garrick bench` on a random checkpoint of a real size: decode against the time of reading weights and K and V once,
+prefill against the time of its multiplications, both at the rates measured just before.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import checkpoint
+import results
+from limits import Limits
+
+GARRICK = os.environ.get("GARRICK") or "target/release/garrick"
+
+
+def add_rows(found, shape, limits, report, way):
+    """A row for each batch of a report of `garrick bench --json`."""
+    _, multiplied = checkpoint.num_params(shape)
+    context = report["prompt_tokens"] + report["output_tokens"] / 2
+    for result in report["results"]:
+        batch = result["batch"]
+        bytes_read = 2 * multiplied + batch * context * checkpoint.kv_bytes_per_token(shape)
+        floor = max(bytes_read / limits.bandwidth, 2 * multiplied * batch / limits.product) * 1e3
+        reachable = limits.product / (2 * multiplied)
+        found.add("model", way=way, batch=batch, **{
+            "decode ms": result["decode_step_ms"], "decode tokens/s": result["decode_tokens_per_s"], "floor ms": floor,
+            "of the floor": floor / result["decode_step_ms"], "prefill tokens/s": result["prefill_tokens_per_s"],
+            "of the product rate": result["prefill_tokens_per_s"] / reachable})
+
+
+def bench(folder, batches, args, *options):
+    """The report of one run, None where it fails; what the program says goes to the screen."""
+    command = [GARRICK, "bench", "--model", str(folder), "--batch", ",".join(map(str, batches)), "--json"]
+    command += ["--prompt-tokens", str(args.prompt_tokens), "--output-tokens", str(args.output_tokens), "--repeat", "3"]
+    command += ["--set", f"engine.device={args.device}", "--max-model-len", "8192", *options]
+    print(" ".join(command), flush=True)
+    limit = max(30, results.LIMIT_S - results.spent() - 5)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, text=True)
+    except subprocess.TimeoutExpired:
+        print(f"cut after {limit:.0f} s", flush=True)
+        return None
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=checkpoint.SHAPES, default="8b")
+    parser.add_argument("--scratch", default=os.environ.get("SCRATCH", "/tmp/gpu-check"))
+    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16, 64])
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    torch, _ = results.torch_on_gpu()
+    if not pathlib.Path(GARRICK).exists():
+        sys.exit(f"{GARRICK} is missing: build it elsewhere, or name another in GARRICK")
+    found = results.Results("model")
+    limits = Limits(torch)
+    limits.add_to(found)
+    folder = checkpoint.make(args.shape, args.scratch)
+    torch.cuda.empty_cache()
+    billions = checkpoint.num_params(args.shape)[0] / 1e9
+    found.note(f"checkpoint after {results.spent():.0f} s: {folder}, {billions:.3f} billion parameters; prompts of "
+               f"{args.prompt_tokens} tokens, {args.output_tokens} generated")
+    failures = 0
+    for way, options in (("default", []), ("steps of 4096", ["--set", "scheduler.max_batch_tokens=4096"])):
+        report = bench(folder, args.batches, args, *options)
+        if report is None:
+            failures += 1
+            found.note(f"garrick bench ({way}) failed")
+        else:
+            add_rows(found, args.shape, limits, report, way)
+        found.note(f"after {results.spent():.0f} s")
+    sys.exit(failures > 0)
+
+
+if __name__ == "__main__":
+    main()
