@@ -154,3 +154,25 @@ fn an_empty_grid_starts_nothing() {
     }
     assert_eq!(device.launched(), 0);
 }
+
+#[test]
+fn a_matrix_of_parts_in_several_formats_is_bfloat16_row_by_row() {
+    let device = Arc::new(Faulty::default());
+    let mut ops = CudaOps::new(device.clone());
+    let values = [1.0f32, -2.5, 3.0, 0.1];
+    let plain: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    // At an odd place in its file.
+    let mut short = vec![0u8];
+    short.extend(values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()));
+    let tensor = |dtype, bytes: Vec<u8>, start: usize| {
+        let range = start..bytes.len();
+        Tensor::new("w".into(), dtype, vec![2, 2], Arc::new(bytes), range)
+    };
+    let matrix = ops.load_matrix(Role::Projection, &[tensor(Dtype::Bf16, short, 1), tensor(Dtype::F32, plain, 0)]);
+    assert_eq!((matrix.rows, matrix.cols), (4, 2));
+    let mut found = [half::bf16::ZERO; 8];
+    // SAFETY: eight values, as its shape says.
+    unsafe { device.download(bytemuck::cast_slice_mut(&mut found), matrix.address()).unwrap() };
+    let expected = values.map(half::bf16::from_f32);
+    assert_eq!((&found[..4], &found[4..]), (&expected[..], &expected[..]));
+}

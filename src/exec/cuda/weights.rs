@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::device::{Address, Device};
 use super::memory::Buffer;
 use super::rows::Element;
 use crate::model::ops::{DeviceError, Role};
 use crate::model::spec::RopeSpec;
-use crate::model::weights::Tensor;
+use crate::model::weights::{Dtype, Tensor};
 
 /// Values that are rounded and copied at a time.
 const MAX_PIECE_VALUES: usize = 4 << 20;
@@ -32,10 +33,9 @@ impl CudaMatrix {
         let mut offset = 0;
         for part in parts {
             for first in (0..part.shape[0]).step_by(piece_rows) {
-                let piece = part.rows(first..part.shape[0].min(first + piece_rows)).to_f32();
-                let piece: Vec<bf16> = piece.into_iter().map(bf16::from_f32).collect();
-                memory.write(offset, &piece)?;
-                offset += size_of_val(&piece[..]);
+                let piece = part.rows(first..part.shape[0].min(first + piece_rows));
+                offset += write(&memory, offset, &piece)?;
+                piece.release();
             }
         }
         Ok(CudaMatrix { memory: Some(memory), rows, cols, role })
@@ -55,6 +55,17 @@ impl CudaMatrix {
     pub fn product(&self) -> Element {
         if self.role == Role::Projection { Element::Bf16 } else { Element::F32 }
     }
+}
+
+/// Writes a tensor as bfloat16, as it lies there where it is that; says how many bytes.
+fn write(memory: &Buffer, offset: usize, piece: &Tensor) -> Result<usize, DeviceError> {
+    if piece.dtype == Dtype::Bf16 {
+        memory.write(offset, piece.data())?;
+        return Ok(piece.data().len());
+    }
+    let rounded: Vec<bf16> = piece.to_f32().into_par_iter().map(bf16::from_f32).collect();
+    memory.write(offset, &rounded)?;
+    Ok(size_of_val(&rounded[..]))
 }
 
 /// Float32 values. Without memory where loading them failed.
