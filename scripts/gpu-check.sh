@@ -124,9 +124,11 @@ kernels() {
 
 # checked TOOL WHAT COMMAND…
 checked() {
-    local tool=$1 what=$2 status=0
+    local tool=$1 what=$2 status=0 options=(--tool "$1" --error-exitcode 9 --print-limit 5)
     shift 2
-    within 100 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 "$@" || status=$?
+    # A kernel is looked for in one cubin after the other; that most do not have it is no finding.
+    if [ "$tool" = memcheck ]; then options+=(--report-api-errors no); fi
+    within 100 compute-sanitizer "${options[@]}" "$@" || status=$?
     record sanitize compute-sanitizer tool "$tool" program "$what" result "$(outcome $status 9)"
     [ $status = 0 ] || failed=1
 }
