@@ -26,8 +26,8 @@ use situation::{DRAFTED, NAMED, Named, SHORT_OF_BLOCKS, Situation};
 
 /// Mixes of each device and model.
 const NUM_MIXES: u64 = 1;
-/// Plain Rust is 15 times slower than vectors where the compiler optimises as little as it does for tests.
-const SCALAR_CROWD: usize = 10;
+/// Where computing is slow.
+const SMALL_CROWD: usize = 10;
 
 /// Answers of a crowd, each request alone.
 struct Alone {
@@ -50,7 +50,7 @@ impl Alone {
             if let Some(difference) = answer.difference(alone, left) {
                 return Err(format!(
                     "{}, {:?} KV: request {i} of the crowd is not what it is alone: {difference}\n{:?}\n{situation:?}",
-                    model.isa(),
+                    model.device(),
                     self.dtype,
                     self.requests[i]
                 ));
@@ -94,7 +94,7 @@ fn mixed(name: &str, isas: impl Iterator<Item = Isa>, dtypes: &[KvDtype]) {
 fn mixed_on(name: &str, models: impl Iterator<Item = Model>, dtypes: &[KvDtype]) {
     let mut seen = Witnessed::default();
     for model in models {
-        let crowd = if model.isa() == Isa::Scalar { SCALAR_CROWD } else { CROWD };
+        let crowd = if model.is_slow() { SMALL_CROWD } else { CROWD };
         for seed in seeds() {
             for (i, &dtype) in dtypes.iter().enumerate() {
                 // Another crowd for each dtype; the name takes part so that each model meets situations of its own.
@@ -195,6 +195,34 @@ mod rounded {
     #[test]
     fn demo() {
         check("demo", Compute::Int8, Format::Int4Min(2));
+    }
+}
+
+/// The kernels for GPUs, launched as for a GPU, on their emulator.
+mod cuda {
+    use super::*;
+
+    fn check(name: &str, dtypes: &[KvDtype]) {
+        if let Some(model) = Model::emulated(name) {
+            mixed_on(name, std::iter::once(model), dtypes);
+        }
+    }
+
+    /// By the plain kernel, as its heads are small.
+    #[test]
+    fn gemma2() {
+        check("gemma2", &[KvDtype::F32, KvDtype::Int8]);
+    }
+
+    /// By the tiles.
+    #[test]
+    fn llama_yarn_head64() {
+        check("llama-yarn-head64", &[KvDtype::Bf16, KvDtype::Int8]);
+    }
+
+    #[test]
+    fn mixtral() {
+        check("mixtral", &[KvDtype::Bf16]);
     }
 }
 

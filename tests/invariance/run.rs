@@ -2,8 +2,6 @@
 
 use std::ops::AddAssign;
 
-use garrick::exec::cpu::CpuOps;
-use garrick::exec::runner::ModelExecutor;
 use garrick::exec::{ExecError, Executor};
 use garrick::model::TokenId;
 use garrick::model::ops::KvDtype;
@@ -151,7 +149,7 @@ impl AddAssign for Witnessed {
 struct Device {
     lane: Lane<()>,
     window: FifoWindow<()>,
-    executor: ModelExecutor<CpuOps>,
+    executor: Box<dyn Executor>,
     /// Every so many steps one is lost.
     lost_steps: Option<u64>,
     steps: u64,
