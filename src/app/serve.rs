@@ -135,7 +135,10 @@ fn describe(config: &Config, name: &str, seeds: &[LaneSeed]) {
     metrics().permits.set(config.admission.max_requests as f64);
     metrics().max_waiting_tokens.set(config.admission.max_waiting_tokens as f64);
     // Lanes have no trouble to tell of until they are asked, and no restarts either: the series begin with the process.
-    (0..seeds.len()).for_each(|lane| drop(metrics().lane_health(lane)));
+    for (lane, seed) in seeds.iter().enumerate() {
+        metrics().set_lane_device(lane, &seed.executor.info().device);
+        drop(metrics().lane_health(lane));
+    }
 }
 
 /// A new one after a death has forgotten what was looked up, and whether the server is still open.

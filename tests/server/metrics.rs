@@ -27,6 +27,7 @@ fn promtool_finds_nothing_wrong_with_our_names() {
 #[test]
 fn numbers_add_up_under_both_names() {
     let server = Launch::fake("fake").arg("--lanes").arg("2").start();
+    assert_eq!(server.metric("garrick_lane_device_info{lane=\"1\"}"), 1.0);
     let whole = server.post(CHAT, &chat(json!({"max_tokens": 12}))).ok();
     server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 30, "n": 2}))).rest();
     let mut left = server.stream(CHAT, &chat(json!({"stream": true, "max_tokens": 8000})));

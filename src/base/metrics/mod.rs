@@ -220,6 +220,11 @@ impl Metrics {
         }
     }
 
+    /// What a lane runs on, as people are told.
+    pub fn set_lane_device(&self, lane: usize, device: &str) {
+        self.registry.gauge(&table::LANE_DEVICE, &[&lane.to_string(), device]).set(1.0);
+    }
+
     pub fn lane_health(&self, lane: usize) -> LaneHealth {
         let lane = &*lane.to_string();
         LaneHealth {

@@ -119,6 +119,7 @@ table! {
     DRAFT_TOKENS Counter, "garrick_draft_tokens_total", ["lane"], "Tokens guessed.";
     ACCEPTED_DRAFT_TOKENS Counter, "garrick_accepted_draft_tokens_total", ["lane"], "Of those, tokens that were then drawn: each saved a sequence a step.";
     STEALS Counter, "garrick_steals_total", ["lane"], "Waiting jobs that a lane took from another.";
+    LANE_DEVICE Gauge, "garrick_lane_device_info", ["lane" "device"], "1, with what a lane runs on.";
     LANE_READY Gauge, "garrick_lane_ready", ["lane"], "Whether a lane answers, has its executor and makes progress: 1 or 0.";
     PANICS Counter, "garrick_panics_total", [], "Panics, wherever they were caught: each is a defect, and in the log.";
     BOOK_ERRORS Counter, "garrick_book_errors_total", [], "Lanes that fell idle with KV block counts that do not add up: each is a defect, and in the log.";
