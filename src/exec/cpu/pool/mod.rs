@@ -10,14 +10,19 @@
 //! over half of what another has left when it is done. Who takes which chunk varies from run to run; kernels must not care
 //! (batch invariance).
 
+mod run;
+#[cfg(test)]
+mod tests;
+
 use std::cell::UnsafeCell;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use crossbeam::utils::CachePadded;
+
+use self::run::Run;
 
 /// More threads than any machine's cores; a bound on what a configuration can ask for.
 pub const MAX_THREADS: usize = 512;
@@ -60,48 +65,6 @@ struct Job {
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer in it is only followed inside a job.
 unsafe impl Send for Shared {}
-
-/// Chunks that one thread has yet to take: the first (high 32 bits) and the end. Others may take from its end, and leave an
-/// empty one alone, so that only its owner fills it.
-#[derive(Default)]
-struct Run(AtomicU64);
-
-impl Run {
-    /// By its owner while it is empty, or by whoever opens a job before that.
-    fn set(&self, chunks: Range<usize>) {
-        // What a chunk reads was there before the job was opened, and joining that orders it.
-        self.0.store((chunks.start as u64) << 32 | chunks.end as u64, Relaxed);
-    }
-
-    fn take(&self) -> Option<usize> {
-        self.update(|chunks| (chunks.start + 1..chunks.end, chunks.start))
-    }
-
-    /// At least one, if there is one.
-    fn take_half(&self) -> Option<Range<usize>> {
-        self.update(|chunks| {
-            let middle = chunks.start + chunks.len() / 2;
-            (chunks.start..middle, middle..chunks.end)
-        })
-    }
-
-    /// `take` says what becomes of a run that is not empty, and what is taken from it.
-    fn update<T>(&self, take: impl Fn(Range<usize>) -> (Range<usize>, T)) -> Option<T> {
-        let mut bits = self.0.load(Relaxed);
-        loop {
-            let (start, end) = ((bits >> 32) as usize, bits as u32 as usize);
-            if start >= end {
-                return None;
-            }
-            let (left, taken) = take(start..end);
-            let left = (left.start as u64) << 32 | left.end as u64;
-            match self.0.compare_exchange_weak(bits, left, Relaxed, Relaxed) {
-                Ok(_) => return Some(taken),
-                Err(now) => bits = now,
-            }
-        }
-    }
-}
 
 impl Pool {
     /// A pool of `threads` (1 to [`MAX_THREADS`]), the calling thread counted.
@@ -277,128 +240,5 @@ impl Shared {
             }
         }
         self.leave();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    #[test]
-    fn a_run_is_taken_from_both_ends_and_loses_nothing() {
-        let run = Run::default();
-        assert_eq!((run.take(), run.take_half()), (None, None));
-        run.set(3..10);
-        assert_eq!(run.take(), Some(3));
-        assert_eq!(run.take_half(), Some(7..10));
-        assert_eq!(run.take_half(), Some(5..7));
-        assert_eq!((run.take(), run.take(), run.take_half()), (Some(4), None, None));
-        run.set(1..2);
-        assert_eq!((run.take_half(), run.take()), (Some(1..2), None));
-    }
-
-    #[test]
-    fn a_thread_that_is_done_takes_over_what_another_has_left() {
-        let mut pool = Pool::new(2).unwrap();
-        let caller = thread::current().id();
-        let of_worker = AtomicUsize::new(0);
-        pool.run(8, &|i| {
-            if thread::current().id() != caller {
-                of_worker.fetch_add(1, SeqCst);
-            } else if i == 0 {
-                // Held up in its first chunk; the other takes its own four and the three behind this one.
-                assert!(eventually(|| of_worker.load(SeqCst) == 7), "{of_worker:?} taken");
-            }
-        });
-        assert_eq!(of_worker.load(SeqCst), 7);
-    }
-
-    #[test]
-    fn every_chunk_runs_once_whatever_the_number_of_threads() {
-        for threads in 1..=4 {
-            let mut pool = Pool::new(threads).unwrap();
-            assert_eq!(pool.threads(), threads);
-            for chunks in [0, 1, 2, 3, 100] {
-                let counts: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(chunks, &|i| {
-                    counts[i].fetch_add(1, Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Relaxed) == 1), "{threads} threads, {chunks} chunks");
-            }
-        }
-    }
-
-    #[test]
-    fn results_are_visible_after_run_over_many_jobs() {
-        let mut pool = Pool::new(3).unwrap();
-        let total = AtomicUsize::new(0);
-        for job in 0..2000 {
-            if job % 500 == 0 {
-                // Long enough for the workers to fall asleep.
-                thread::sleep(std::time::Duration::from_millis(5));
-            }
-            pool.run(7, &|i| {
-                total.fetch_add(i, Relaxed);
-            });
-            assert_eq!(total.load(Relaxed), (job + 1) * 21);
-        }
-    }
-
-    #[test]
-    fn a_panic_in_a_chunk_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(3).unwrap();
-        for bad in 0..8 {
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(8, &|i| {
-                    thread::sleep(std::time::Duration::from_micros(50));
-                    assert_ne!(i, bad, "wanted by the test");
-                })
-            }));
-            assert!(outcome.is_err());
-        }
-        let sum = AtomicUsize::new(0);
-        pool.run(10, &|i| {
-            sum.fetch_add(i, Relaxed);
-        });
-        assert_eq!(sum.load(Relaxed), 45);
-    }
-
-    /// Waits for something that another thread does, two seconds at most.
-    fn eventually(what: impl Fn() -> bool) -> bool {
-        (0..2000).any(|_| {
-            thread::sleep(std::time::Duration::from_millis(1));
-            what()
-        })
-    }
-
-    #[test]
-    fn a_caller_sleeps_while_another_thread_is_held_up() {
-        let mut pool = Pool::new(2).unwrap();
-        let shared = pool.shared.clone();
-        let caller = thread::current().id();
-        for _ in 0..3 {
-            let joined = AtomicBool::new(false);
-            let slept = AtomicBool::new(false);
-            pool.run(2, &|_| {
-                if thread::current().id() == caller {
-                    assert!(eventually(|| joined.load(SeqCst)), "the other thread did not come");
-                } else {
-                    joined.store(true, SeqCst);
-                    slept.store(eventually(|| shared.is_awaited.load(SeqCst)), SeqCst);
-                }
-            });
-            assert!(slept.load(SeqCst), "the caller span all the time");
-            assert!(!shared.is_awaited.load(SeqCst));
-        }
-    }
-
-    #[test]
-    fn idle_threads_sleep() {
-        let mut pool = Pool::new(3).unwrap();
-        pool.run(8, &|_| {});
-        let asleep = || pool.shared.sleeping.iter().all(|s| s.load(SeqCst));
-        assert!(eventually(asleep), "workers were still spinning after two seconds");
     }
 }
