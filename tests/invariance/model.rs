@@ -14,6 +14,7 @@ use garrick::model::source::{self, ModelSource};
 use garrick::model::spec::Spec;
 
 /// Loaded once; executors share its weights and have threads and KV memory of their own.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Model {
     Cpu(CpuOps, Decoder<CpuOps>),
     /// On the emulator of its kernels.
