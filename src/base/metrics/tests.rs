@@ -27,6 +27,7 @@ fn touched() -> Metrics {
     lane.step_tokens.record(7.0);
     lane.blocks_free.set(5.0);
     lane.blocks_held.set(3.0);
+    m.set_lane_device(3, "cpu (AVX2, 2 thread(s))");
     m.lane_health(3).ready.set(1.0);
     m
 }
