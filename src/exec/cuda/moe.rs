@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::device::{Address, Device};
 use super::launch::Launch;
 use super::memory::{Buffer, Scratch};
+use super::ops::{FEW, SOME};
 use super::rows::{CudaRows, Element};
 use super::weights::CudaMatrix;
 use super::{CudaOps, chunks};
@@ -157,11 +158,10 @@ impl Experts<'_> {
         rows: usize,
     ) -> Result<(), DeviceError> {
         let CudaMatrix { rows: n, cols: k, .. } = experts.matrices[0];
-        let (kernel, tile_rows, tile_cols, threads, shared) =
-            if rows <= 16 { (few, 16, 32, 64, 41_472) } else { (some, 64, 64, 128, 55_296) };
-        let launch = Launch::new(kernel, [rows.div_ceil(tile_rows), n.div_ceil(tile_cols), experts.matrices.len()])
-            .threads(threads)
-            .shared(shared)
+        let (kernel, tile) = if rows <= FEW.rows { (few, FEW) } else { (some, SOME) };
+        let launch = Launch::new(kernel, [rows.div_ceil(tile.rows), n.div_ceil(tile.cols), experts.matrices.len()])
+            .threads(tile.threads)
+            .shared(tile.shared_bytes)
             .address(out)
             .address(x)
             .address(experts.address())

@@ -19,15 +19,28 @@ use crate::model::weights::Tensor;
 const HEADS_PER_BLOCK: usize = 8;
 const NO_KV: &str = "allocate_kv comes before the first step";
 
-/// The smallest tile that holds the rows, up to the largest: its name, rows, columns, threads and bytes of shared memory.
-fn product_tile(rows: usize, out: Element) -> (&'static str, usize, usize, u32, usize) {
+/// What a block of a matrix product computes, and takes.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub rows: usize,
+    pub cols: usize,
+    pub threads: u32,
+    pub shared_bytes: usize,
+}
+
+pub const FEW: Tile = Tile { rows: 16, cols: 32, threads: 64, shared_bytes: 41_472 };
+pub const SOME: Tile = Tile { rows: 64, cols: 64, threads: 128, shared_bytes: 55_296 };
+const MANY: Tile = Tile { rows: 128, cols: 128, threads: 256, shared_bytes: 81_920 };
+
+/// The smallest tile that holds the rows, up to the largest, and its kernel.
+fn product_tile(rows: usize, out: Element) -> (&'static str, Tile) {
     match (rows, out) {
-        (..=16, Element::Bf16) => ("gemm_m16_bf16", 16, 32, 64, 41_472),
-        (..=16, Element::F32) => ("gemm_m16_f32", 16, 32, 64, 41_472),
-        (..=64, Element::Bf16) => ("gemm_m64_bf16", 64, 64, 128, 55_296),
-        (..=64, Element::F32) => ("gemm_m64_f32", 64, 64, 128, 55_296),
-        (_, Element::Bf16) => ("gemm_m128_bf16", 128, 128, 256, 81_920),
-        (_, Element::F32) => ("gemm_m128_f32", 128, 128, 256, 81_920),
+        (..=16, Element::Bf16) => ("gemm_m16_bf16", FEW),
+        (..=16, Element::F32) => ("gemm_m16_f32", FEW),
+        (..=64, Element::Bf16) => ("gemm_m64_bf16", SOME),
+        (..=64, Element::F32) => ("gemm_m64_f32", SOME),
+        (_, Element::Bf16) => ("gemm_m128_bf16", MANY),
+        (_, Element::F32) => ("gemm_m128_f32", MANY),
     }
 }
 
@@ -137,12 +150,12 @@ impl Ops for CudaOps {
         self.run(|ops| {
             assert_eq!(x.width(), w.cols, "width of activations and weights");
             out.reshape(&ops.device, x.rows(), w.rows, w.product())?;
-            let (kernel, tile_rows, tile_cols, threads, shared) = product_tile(x.rows(), out.element());
+            let (kernel, tile) = product_tile(x.rows(), out.element());
             let from = ops.as_bf16(x)?;
-            let grid = [x.rows().div_ceil(tile_rows), w.rows.div_ceil(tile_cols), 1];
+            let grid = [x.rows().div_ceil(tile.rows), w.rows.div_ceil(tile.cols), 1];
             let launch = Launch::new(kernel, grid)
-                .threads(threads)
-                .shared(shared)
+                .threads(tile.threads)
+                .shared(tile.shared_bytes)
                 .address(out.address())
                 .address(from)
                 .address(w.address())
