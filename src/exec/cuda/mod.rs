@@ -18,6 +18,7 @@ mod memory;
 mod module;
 mod moe;
 mod ops;
+mod product;
 mod rows;
 mod step;
 #[cfg(test)]

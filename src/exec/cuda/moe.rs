@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::device::{Address, Device};
 use super::launch::Launch;
 use super::memory::{Buffer, Scratch};
-use super::ops::{FEW, SOME};
+use super::product::{FEW, SOME};
 use super::rows::{CudaRows, Element};
 use super::weights::CudaMatrix;
 use super::{CudaOps, chunks};

@@ -19,31 +19,6 @@ use crate::model::weights::Tensor;
 const HEADS_PER_BLOCK: usize = 8;
 const NO_KV: &str = "allocate_kv comes before the first step";
 
-/// What a block of a matrix product computes, and takes.
-#[derive(Clone, Copy)]
-pub struct Tile {
-    pub rows: usize,
-    pub cols: usize,
-    pub threads: u32,
-    pub shared_bytes: usize,
-}
-
-pub const FEW: Tile = Tile { rows: 16, cols: 32, threads: 64, shared_bytes: 41_472 };
-pub const SOME: Tile = Tile { rows: 64, cols: 64, threads: 128, shared_bytes: 55_296 };
-const MANY: Tile = Tile { rows: 128, cols: 128, threads: 256, shared_bytes: 81_920 };
-
-/// The smallest tile that holds the rows, up to the largest, and its kernel.
-fn product_tile(rows: usize, out: Element) -> (&'static str, Tile) {
-    match (rows, out) {
-        (..=16, Element::Bf16) => ("gemm_m16_bf16", FEW),
-        (..=16, Element::F32) => ("gemm_m16_f32", FEW),
-        (..=64, Element::Bf16) => ("gemm_m64_bf16", SOME),
-        (..=64, Element::F32) => ("gemm_m64_f32", SOME),
-        (_, Element::Bf16) => ("gemm_m128_bf16", MANY),
-        (_, Element::F32) => ("gemm_m128_f32", MANY),
-    }
-}
-
 impl Ops for CudaOps {
     type Matrix = CudaMatrix;
     type Experts = CudaExperts;
@@ -147,25 +122,7 @@ impl Ops for CudaOps {
     }
 
     fn matmul(&mut self, x: &CudaRows, w: &CudaMatrix, bias: Option<&CudaVector>, out: &mut CudaRows) {
-        self.run(|ops| {
-            assert_eq!(x.width(), w.cols, "width of activations and weights");
-            out.reshape(&ops.device, x.rows(), w.rows, w.product())?;
-            let (kernel, tile) = product_tile(x.rows(), out.element());
-            let from = ops.as_bf16(x)?;
-            let grid = [x.rows().div_ceil(tile.rows), w.rows.div_ceil(tile.cols), 1];
-            let launch = Launch::new(kernel, grid)
-                .threads(tile.threads)
-                .shared(tile.shared_bytes)
-                .address(out.address())
-                .address(from)
-                .address(w.address())
-                .address(bias.map_or(0, CudaVector::address))
-                .int(x.rows())
-                .int(w.rows)
-                .int(w.cols);
-            // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
-            unsafe { ops.start(launch) }
-        });
+        self.run(|ops| ops.multiply(x, w, bias, out));
     }
 
     fn rotate_and_store(

@@ -1,0 +1,63 @@
+//! Matrix products: which kernel multiplies, and in which tiles.
+//!
+//! Invariant: the choice depends on the number of rows, and never changes a row's bits.
+
+use super::CudaOps;
+use super::launch::Launch;
+use super::rows::{CudaRows, Element};
+use super::weights::{CudaMatrix, CudaVector};
+use crate::model::ops::DeviceError;
+
+/// What a block of a matrix product computes, and takes.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub rows: usize,
+    pub cols: usize,
+    pub threads: u32,
+    pub shared_bytes: usize,
+}
+
+pub const FEW: Tile = Tile { rows: 16, cols: 32, threads: 64, shared_bytes: 41_472 };
+pub const SOME: Tile = Tile { rows: 64, cols: 64, threads: 128, shared_bytes: 55_296 };
+const MANY: Tile = Tile { rows: 128, cols: 128, threads: 256, shared_bytes: 81_920 };
+
+/// The smallest tile that holds the rows, up to the largest, and its kernel.
+fn product_tile(rows: usize, out: Element) -> (&'static str, Tile) {
+    match (rows, out) {
+        (..=16, Element::Bf16) => ("gemm_m16_bf16", FEW),
+        (..=16, Element::F32) => ("gemm_m16_f32", FEW),
+        (..=64, Element::Bf16) => ("gemm_m64_bf16", SOME),
+        (..=64, Element::F32) => ("gemm_m64_f32", SOME),
+        (_, Element::Bf16) => ("gemm_m128_bf16", MANY),
+        (_, Element::F32) => ("gemm_m128_f32", MANY),
+    }
+}
+
+impl CudaOps {
+    /// `out = x · wᵀ (+ bias)`, see [`crate::model::ops::Ops::matmul`].
+    pub fn multiply(
+        &mut self,
+        x: &CudaRows,
+        w: &CudaMatrix,
+        bias: Option<&CudaVector>,
+        out: &mut CudaRows,
+    ) -> Result<(), DeviceError> {
+        assert_eq!(x.width(), w.cols, "width of activations and weights");
+        out.reshape(&self.device, x.rows(), w.rows, w.product())?;
+        let (kernel, tile) = product_tile(x.rows(), out.element());
+        let from = self.as_bf16(x)?;
+        let grid = [x.rows().div_ceil(tile.rows), w.rows.div_ceil(tile.cols), 1];
+        let launch = Launch::new(kernel, grid)
+            .threads(tile.threads)
+            .shared(tile.shared_bytes)
+            .address(out.address())
+            .address(from)
+            .address(w.address())
+            .address(bias.map_or(0, CudaVector::address))
+            .int(x.rows())
+            .int(w.rows)
+            .int(w.cols);
+        // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
+        unsafe { self.start(launch) }
+    }
+}
