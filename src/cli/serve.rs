@@ -60,7 +60,7 @@ fn failure(error: ServeError) -> Failure {
         ServeError::OpenAbroad(_) | ServeError::Lane(_) => Exit::Usage,
         ServeError::Engine(error) => engine_exit(error),
         ServeError::Listen { .. } => Exit::Unavailable,
-        ServeError::DevicesLost => Exit::TryAgain,
+        ServeError::NoLaneLeft => Exit::TryAgain,
         ServeError::Store(_) | ServeError::Io(_) => Exit::Internal,
     };
     Failure::new(exit, error)
