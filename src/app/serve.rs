@@ -123,6 +123,7 @@ fn describe(config: &Config, name: &str, seeds: &[LaneSeed]) {
         KvDtype::F32 => "f32",
         KvDtype::Bf16 => "bf16",
         KvDtype::Int8 => "int8",
+        KvDtype::Fp8 => "fp8",
     };
     metrics().set_served(Served {
         model_name: name.to_owned(),

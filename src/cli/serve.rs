@@ -74,7 +74,7 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Text(_)
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
-        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
+        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::KvOnCpu => Exit::Usage,
         EngineError::Device(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }
