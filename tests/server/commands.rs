@@ -38,6 +38,16 @@ fn check_says_what_would_run() {
     assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--set", "kv.dtype=f8"]).code, Some(64));
 }
 
+#[test]
+fn what_only_gpus_keep_is_refused_on_the_cpu_by_name() {
+    let dir = tempdir().expect("a folder");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    let refused =
+        garrick(dir.path(), &["check", "--model", model, "--set", "engine.device=cpu", "--set", "kv.dtype=fp8"]);
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.stderr.contains("kv.dtype is fp8") && refused.stderr.contains("bf16 or int8"), "{refused:?}");
+}
+
 /// What is in force, not what was asked for.
 #[test]
 fn check_says_how_weights_are_computed() {
