@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks kernels/ on a machine without a GPU. Usage: scripts/check-kernels.sh [stage…]; all stages where none is named.
 #
-#   shim      builds target/kernels/libgarrick_kernels_shim.so, the kernels run by g++ (needs g++ 12 or later)
+#   shim      builds target/kernels/libgarrick_kernels_shim.so, the kernels run by g++ (needs g++ 12 or later), and beside
+#             it a stand-in for cuBLASLt
 #   run       the tests against it, each in three orders of threads; SEED=n repeats a run
 #   sanitize  the same under AddressSanitizer and UndefinedBehaviorSanitizer, in one order
 #   mutants   plants the bugs of kernels/tests/mutants.txt one by one; the tests must find each
@@ -51,6 +52,9 @@ build() {
     $CXX $flags -shared -o "$dir/libgarrick_kernels_shim.so" "${objects[@]}"
     # shellcheck disable=SC2086
     $CXX $flags -shared -o "$dir/with-faults/libgarrick_kernels_shim.so" "${objects[@]}" "$dir/faulty.cu.o"
+    mkdir -p "$dir/stand-in"
+    # shellcheck disable=SC2086
+    $CXX $flags -shared -Wl,-soname,libcublasLt.so.13 -o "$dir/stand-in/libcublasLt.so.13" "$dir/cublaslt_stand_in.cpp.o"
     for test in "${TESTS[@]}"; do
         # shellcheck disable=SC2086
         $CXX $flags -o "$dir/$test" "$dir/$test.cpp.o" -L"$dir/with-faults" -lgarrick_kernels_shim -pthread

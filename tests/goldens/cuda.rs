@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use garrick::exec::Executor;
 use garrick::exec::cuda::CudaOps;
+use garrick::exec::cuda::device::libraries::{Missing, Places, Wanted};
 use garrick::exec::cuda::device::{Device, Emulator, Order, gpus, open_gpu};
 
 use super::executor::{MODEL, executor_on, greedy, plan, rows};
@@ -47,6 +48,84 @@ fn emulated(order: Order) -> Option<NewOps> {
     }
     // SAFETY: built from this tree by the script.
     Some(Box::new(move || ops(unsafe { Emulator::open(&library, order) }.unwrap())))
+}
+
+/// The same with products by cuBLASLt: on a GPU the real one, on the emulator the stand-in; `None` where there is none. And whether
+/// it is the stand-in.
+fn with_cublaslt() -> Option<(NewOps, bool)> {
+    let on = std::env::var("GARRICK_GOLDENS_ON");
+    let gpu = if on.as_deref() == Ok("emulator") { None } else { gpus().ok().map(|mut gpus| gpus.swap_remove(0)) };
+    assert!(gpu.is_some() || on.as_deref() != Ok("gpu"), "GARRICK_GOLDENS_ON=gpu, and a GPU");
+    let stand_in = project().join("target/kernels/stand-in");
+    let places = if gpu.is_some() { Places::new(None) } else { Places::new(stand_in.to_str()) };
+    let library = match places.open(Wanted::CublasLt) {
+        Ok(opened) => opened,
+        Err(missing @ Missing::NotFound { .. }) => {
+            assert!(gpu.is_some() || std::env::var("CI").as_deref() != Ok("true"), "scripts/check-kernels.sh shim");
+            eprintln!("skipped: {missing}");
+            return None;
+        }
+        Err(missing) => panic!("{missing}"),
+    };
+    let is_stand_in = gpu.is_none();
+    let new_ops: NewOps = Box::new(move || match &gpu {
+        Some(gpu) => {
+            let mut device = open_gpu(gpu).unwrap();
+            println!("products by {}", device.use_cublaslt(&library).unwrap());
+            ops(device)
+        }
+        None => {
+            let shim = project().join("target/kernels/libgarrick_kernels_shim.so");
+            // SAFETY: both were built from this tree by the script.
+            unsafe {
+                let mut device = Emulator::open(&shim, Order::Forward).unwrap();
+                device.use_cublaslt(&library).unwrap();
+                ops(device)
+            }
+        }
+    });
+    Some((new_ops, is_stand_in))
+}
+
+/// Products that the stand-in did for this thread, and what it found wrong.
+fn stand_in() -> (i32, String) {
+    use std::ffi::{CStr, c_char, c_int};
+    let path = project().join("target/kernels/stand-in/libcublasLt.so.13");
+    // SAFETY: built from this tree by the script; the functions have these types, and nothing is called after it is closed.
+    unsafe {
+        let library = libloading::Library::new(path).unwrap();
+        let multiplied = library.get::<unsafe extern "C" fn() -> c_int>(b"stand_in_multiplied\0").unwrap();
+        let complaint = library.get::<unsafe extern "C" fn() -> *const c_char>(b"stand_in_complaint\0").unwrap();
+        (multiplied(), CStr::from_ptr(complaint()).to_string_lossy().into_owned())
+    }
+}
+
+/// Nothing here compares rows of different steps: what a library gives for a row may depend on the others.
+fn check_with_cublaslt(name: &str, is_moe: bool) {
+    let Some((device, is_stand_in)) = with_cublaslt() else { return };
+    check_rounded(name, &device, KvDtype::Bf16, is_moe);
+    if is_stand_in {
+        let (multiplied, complaint) = stand_in();
+        assert_eq!(complaint, "", "{name}");
+        assert!(multiplied > 0, "{name}: the library multiplied nothing");
+    }
+}
+
+macro_rules! with_cublaslt {
+    ($test:ident, $name:literal, $is_moe:literal) => {
+        mod $test {
+            #[test]
+            fn rounded_with_cublaslt() {
+                super::check_with_cublaslt($name, $is_moe);
+            }
+        }
+    };
+}
+
+mod library {
+    use super::check_with_cublaslt;
+
+    models!(with_cublaslt);
 }
 
 /// How far rounding of activations may carry logits, over what PyTorch's own bfloat16 run of the model shows.

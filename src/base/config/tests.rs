@@ -77,6 +77,8 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.isa", "scalar"),
     ("engine.weights", "int8"),
     ("engine.compute", "bf16"),
+    ("engine.batch_invariant", "true"),
+    ("engine.cuda_libraries", "/opt/cuda/lib:/opt/nccl"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),

@@ -6,11 +6,14 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
+use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::{Address, Device, Shape};
+use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
+use super::libraries::Opened;
+use super::{Address, Device, Product, Shape};
 use crate::model::ops::DeviceError;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, usize, *mut *mut c_void, u32) -> c_int;
@@ -34,6 +37,7 @@ pub struct Emulator {
     library: Option<Library>,
     order: u32,
     layouts: Mutex<HashMap<Address, Layout>>,
+    products: Option<CublasLt>,
 }
 
 impl Emulator {
@@ -47,13 +51,24 @@ impl Emulator {
             Order::Reverse => 1,
             Order::Random(seed) => 2 + u32::from(seed),
         };
-        Ok(Emulator { library: Some(library), order, layouts: Mutex::default() })
+        Ok(Emulator { library: Some(library), order, layouts: Mutex::default(), products: None })
+    }
+
+    /// Has products done by a cuBLASLt that works on the host's memory: a stand-in for tests. Says which it is.
+    ///
+    /// # Safety
+    /// The library is one.
+    pub unsafe fn use_cublaslt(&mut self, opened: &Opened) -> Result<String, String> {
+        let workspace = self.allocate(WORKSPACE_BYTES).map_err(|e| e.to_string())?;
+        // SAFETY: the caller's promise; the workspace is not freed before this device.
+        let products = unsafe { CublasLt::open(opened, workspace)? };
+        Ok(self.products.insert(products).about().to_owned())
     }
 
     /// Memory without kernels, for devices that have other ones.
     #[cfg(test)]
     pub fn bare() -> Emulator {
-        Emulator { library: None, order: 0, layouts: Mutex::default() }
+        Emulator { library: None, order: 0, layouts: Mutex::default(), products: None }
     }
 
     /// Allocations that nobody gave back.
@@ -138,7 +153,23 @@ impl Device for Emulator {
         if code == 0 { Ok(()) } else { Err(Emulator::error(library)) }
     }
 
+    unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
+        // SAFETY: the caller's promise; there are no streams here.
+        unsafe { self.products.as_ref()?.multiply(product, null_mut()) }
+    }
+
     fn finish(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+}
+
+impl Drop for Emulator {
+    /// What nobody gave back: the workspace.
+    fn drop(&mut self) {
+        self.products = None;
+        for (address, layout) in self.layouts.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+            // SAFETY: allocated with this layout, and not freed: it was still listed.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Everything above speaks of addresses and of kernels by name, so one launch code serves both, and is tested without a GPU.
 
+mod cublaslt;
 mod emulator;
+pub mod libraries;
 mod nvidia;
 
 use std::ffi::c_void;
@@ -10,6 +12,7 @@ use std::ffi::c_void;
 pub use self::emulator::{Emulator, Order};
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
 use super::module;
+use super::rows::Element;
 use crate::model::ops::DeviceError;
 
 /// An address in the device's memory.
@@ -21,6 +24,18 @@ pub struct Shape {
     pub grid: [u32; 3],
     pub block: u32,
     pub shared_bytes: u32,
+}
+
+/// `out = x · wᵀ`: x `[m, k]` and w `[n, k]` of bfloat16, out `[m, n]` of `element`, row-major and dense; sums are float32.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    pub out: Address,
+    pub x: Address,
+    pub w: Address,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub element: Element,
 }
 
 /// A GPU with its kernels loaded.
@@ -63,6 +78,14 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// The parameters are those that kernels/README.md lists for the kernel, and what they point to is as it says.
     unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError>;
+    /// Starts a matrix product by a library, whose results for a row may depend on the number of rows. `None`: the device has
+    /// none, or it does not do this product.
+    ///
+    /// # Safety
+    /// The addresses are followed by as many values of one allocation each; no dimension is 0.
+    unsafe fn multiply(&self, _product: &Product) -> Option<Result<(), DeviceError>> {
+        None
+    }
     /// Waits until all is done.
     fn finish(&self) -> Result<(), DeviceError>;
 }
