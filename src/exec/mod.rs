@@ -11,7 +11,6 @@ pub mod runner;
 use std::time::Duration;
 
 use crate::model::ops::DeviceError;
-use crate::sched::Fault;
 use crate::sched::plan::{StepOutput, StepPlan};
 
 /// Tokens in one KV block.
@@ -47,16 +46,6 @@ pub enum ExecError {
     Lost(String),
     #[error("step exceeded its time limit of {0:?}")]
     TimedOut(Duration),
-}
-
-impl ExecError {
-    pub fn fault(&self) -> Fault {
-        match self {
-            ExecError::Failed(_) | ExecError::TimedOut(_) => Fault::Step,
-            ExecError::Device(_) => Fault::Device,
-            ExecError::Lost(_) => Fault::Lost,
-        }
-    }
 }
 
 impl From<DeviceError> for ExecError {
