@@ -12,7 +12,7 @@ Configuration, weakest first: built-in defaults; config.yaml (or --config FILE);
 GARRICK__SERVER__LISTEN; --set section.key=value; named options.
 
 Exit status: 0 done; 64 wrong arguments, configuration or input; 66 the model cannot be opened; 69 not available (the \
-port is taken, the server does not answer); 70 internal error; 75 every device was lost, start it again.";
+port is taken, the server does not answer); 70 internal error; 75 no lane is left (devices lost), start it again.";
 
 /// An LLM inference server: OpenAI's API, continuous batching, paged KV cache, keys and quotas, in one program.
 #[derive(Debug, Parser)]

@@ -109,6 +109,7 @@ fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Fp8 => KvDtype::Fp8,
         KvChoice::Bf16 | KvChoice::Auto => KvDtype::Bf16,
     }
 }

@@ -243,6 +243,8 @@ pub enum KvDtype {
     F32,
     Bf16,
     Int8,
+    /// On GPUs only.
+    Fp8,
 }
 
 /// Batching.

@@ -33,7 +33,8 @@ pub enum Order {
 }
 
 pub struct Emulator {
-    library: Library,
+    /// None: memory alone.
+    library: Option<Library>,
     order: u32,
     layouts: Mutex<HashMap<Address, Layout>>,
     products: Option<CublasLt>,
@@ -50,7 +51,7 @@ impl Emulator {
             Order::Reverse => 1,
             Order::Random(seed) => 2 + u32::from(seed),
         };
-        Ok(Emulator { library, order, layouts: Mutex::default(), products: None })
+        Ok(Emulator { library: Some(library), order, layouts: Mutex::default(), products: None })
     }
 
     /// Has products done by a cuBLASLt that works on the host's memory: a stand-in for tests. Says which it is.
@@ -64,10 +65,22 @@ impl Emulator {
         Ok(self.products.insert(products).about().to_owned())
     }
 
-    fn error(&self) -> DeviceError {
+    /// Memory without kernels, for devices that have other ones.
+    #[cfg(test)]
+    pub fn bare() -> Emulator {
+        Emulator { library: None, order: 0, layouts: Mutex::default(), products: None }
+    }
+
+    /// Allocations that nobody gave back.
+    #[cfg(test)]
+    pub fn num_allocations(&self) -> usize {
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn error(library: &Library) -> DeviceError {
         // SAFETY: the shim's function takes nothing and returns a string that stands until this thread's next launch.
         let text = unsafe {
-            let function: Result<Symbol<ErrorText>, _> = self.library.get(b"garrick_shim_error\0");
+            let function: Result<Symbol<ErrorText>, _> = library.get(b"garrick_shim_error\0");
             function.map(|function| CStr::from_ptr(function()).to_string_lossy().into_owned())
         };
         DeviceError::Failed(text.unwrap_or_else(|e| e.to_string()))
@@ -125,16 +138,19 @@ impl Device for Emulator {
     }
 
     unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError> {
+        let Some(library) = &self.library else {
+            return Err(DeviceError::Failed(format!("there are no kernels to find {kernel} among")));
+        };
         let name = CString::new(kernel).expect("names of kernels are plain");
         let (grid, block) = (shape.grid, [shape.block, 1, 1]);
         // SAFETY: the function is the shim's, with this signature; the rest is the caller's promise.
         let code = unsafe {
             let launch: Symbol<Launch> =
-                self.library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
+                library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
             let shared = shape.shared_bytes as usize;
             launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, args.as_mut_ptr(), self.order)
         };
-        if code == 0 { Ok(()) } else { Err(self.error()) }
+        if code == 0 { Ok(()) } else { Err(Emulator::error(library)) }
     }
 
     unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
