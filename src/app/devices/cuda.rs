@@ -8,7 +8,8 @@ use super::Lanes;
 use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
 use crate::exec::Executor;
 use crate::exec::cuda::device::libraries::{Missing, Places, Wanted};
-use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu};
+use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu_with};
+use crate::exec::cuda::kernels::KernelOptions;
 use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
 use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
@@ -28,13 +29,14 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let mut fewest_blocks = usize::MAX;
     let mut weight_bytes = 0;
     let mut warnings = obstacles(config);
+    let kernels = kernel_options(config);
     for (index, gpu) in used.iter().enumerate() {
         // Lane i is on GPU i, modulo their number.
         let own_lanes = (index..lanes).step_by(used.len()).count();
-        let mut on_load = |done, total| progress("loading weights", done, total);
-        let mut device = open_gpu(gpu)?;
+        let mut device = open_gpu_with(gpu, &kernels, &mut |done, total| progress("compiling kernels", done, total))?;
         let products = products(config, &mut device, &mut warnings);
         let mut first = CudaOps::new(Arc::new(device));
+        let mut on_load = |done, total| progress("loading weights", done, total);
         let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
         let free = first.free_bytes()?;
         weight_bytes = gpu.free_bytes.saturating_sub(free);
@@ -63,6 +65,14 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     }
     let weights = format!("bf16, {} MiB, computed in bf16", weight_bytes >> 20);
     Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings })
+}
+
+/// Where kernels come from.
+pub fn kernel_options(config: &Config) -> KernelOptions {
+    KernelOptions {
+        libraries: Places::new(config.engine.cuda_libraries.as_deref()),
+        folder: config.engine.cuda_kernels.as_ref().map(Into::into),
+    }
 }
 
 /// Has products done as configured, as far as it can be. Says by what.

@@ -11,7 +11,10 @@
 //! (but see [`KvDtype`]).
 
 mod attention;
+mod builds;
+pub mod compile;
 pub mod device;
+pub mod kernels;
 mod kv;
 mod launch;
 mod memory;
@@ -20,6 +23,7 @@ mod moe;
 mod ops;
 mod product;
 mod rows;
+mod sources;
 mod step;
 #[cfg(test)]
 mod tests;
