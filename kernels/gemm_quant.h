@@ -76,50 +76,53 @@ __device__ __forceinline__ void add_products(float (&sum)[4], const float (&prod
   sum[3] = fmaf(odd, products[3], sum[3]);
 }
 
-// The stage's groups, of which the first is number `first` of its record. `records` are the tile's.
+// What a warp has of a stage, from its lane's first value on.
+template <class T> struct WarpStage {
+  const bf16* x;
+  const unsigned char *w, *records;
+  __device__ __forceinline__ WarpStage(const unsigned char* stage, const unsigned char* tile_records) {
+    const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+    const int column = warp / T::WARPS_M * T::N_TILES * 8;
+    x = reinterpret_cast<const bf16*>(stage) + (warp % T::WARPS_M * T::M_TILES * 16 + lane % 16) * T::X_ROW + lane / 16 * 8;
+    w = stage + T::X_BYTES + (column + lane / 4) * T::W_ROW;
+    records = tile_records + (column + lane % 4 * 2) * T::F::MAX_RECORD_BYTES;
+  }
+};
+
+// Group `group` of the stage, number `index` of its record.
 template <class T>
-__device__ __forceinline__ void multiply_groups(Sums<T>& sums, const unsigned char* stage, const unsigned char* records,
-                                                int first, int count, int kind) {
+__device__ __forceinline__ void multiply_group(Sums<T>& sums, const WarpStage<T>& stage, int group, int index,
+                                               const RecordReader& reader) {
   using F = typename T::F;
-  const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
-  const int column = warp / T::WARPS_M * T::N_TILES * 8;
-  const bf16* const x = reinterpret_cast<const bf16*>(stage) +
-                        (warp % T::WARPS_M * T::M_TILES * 16 + lane % 16) * T::X_ROW + lane / 16 * 8;
-  const unsigned char* const w = stage + T::X_BYTES + (column + lane / 4) * T::W_ROW;
-  const unsigned char* const ranges = records + (column + lane % 4 * 2) * F::MAX_RECORD_BYTES;
+  uint32_t a[2][T::M_TILES][4];
+  float x_sums[T::M_TILES][4] = {};
 #pragma unroll
-  for (int group = 0; group < T::GROUPS; ++group) {
-    if (group >= count) break;
-    uint32_t a[2][T::M_TILES][4];
-    float x_sums[T::M_TILES][4] = {};
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int i = 0; i < T::M_TILES; ++i) {
+      ldmatrix_x4(a[half][i], stage.x + i * 16 * T::X_ROW + group * GROUP + half * 16);
+      const uint32_t ones[2] = {0x3f803f80u, 0x3f803f80u};
+      if constexpr (F::HAS_MIN) mma_16816(x_sums[i], a[half][i], ones);
+    }
+#pragma unroll
+  for (int j = 0; j < T::N_TILES; ++j) {
+    uint32_t b[4];
+    load_numbers<F>(b, stage.w + j * 8 * T::W_ROW + group * F::GROUP_BYTES, threadIdx.x % 4);
+    const unsigned char* const record = stage.records + j * 8 * F::MAX_RECORD_BYTES;
+    float products[T::M_TILES][4] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t numbers[2] = {b[2 * half], b[2 * half + 1]};
+#pragma unroll
+      for (int i = 0; i < T::M_TILES; ++i) mma_16816(products[i], a[half][i], numbers);
+      if (half == 0 && !F::HALVED) continue;
+      const Range even = range_of<F>(record, index, half, reader);
+      const Range odd = range_of<F>(record + F::MAX_RECORD_BYTES, index, half, reader);
 #pragma unroll
       for (int i = 0; i < T::M_TILES; ++i) {
-        ldmatrix_x4(a[half][i], x + i * 16 * T::X_ROW + group * GROUP + half * 16);
-        const uint32_t ones[2] = {0x3f803f80u, 0x3f803f80u};
-        if constexpr (F::HAS_MIN) mma_16816(x_sums[i], a[half][i], ones);
-      }
-#pragma unroll
-    for (int j = 0; j < T::N_TILES; ++j) {
-      uint32_t b[4];
-      load_numbers<F>(b, w + j * 8 * T::W_ROW + group * F::GROUP_BYTES, lane % 4);
-      float products[T::M_TILES][4] = {};
-      Range even, odd;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t numbers[2] = {b[2 * half], b[2 * half + 1]};
-#pragma unroll
-        for (int i = 0; i < T::M_TILES; ++i) mma_16816(products[i], a[half][i], numbers);
-        if (half == 0 && !F::HALVED) continue;
-        even = range_of<F>(ranges + j * 8 * F::MAX_RECORD_BYTES, first + group, half, kind);
-        odd = range_of<F>(ranges + (j * 8 + 1) * F::MAX_RECORD_BYTES, first + group, half, kind);
-#pragma unroll
-        for (int i = 0; i < T::M_TILES; ++i) {
-          add_products(sums.of[i][j], products[i], even.scale, odd.scale);
-          if (half == 0) products[i][0] = products[i][1] = products[i][2] = products[i][3] = 0.f;
-          if constexpr (F::HAS_MIN) add_products(sums.of[i][j], x_sums[i], even.min, odd.min);
-        }
+        add_products(sums.of[i][j], products[i], even.scale, odd.scale);
+        if (half == 0) products[i][0] = products[i][1] = products[i][2] = products[i][3] = 0.f;
+        if constexpr (F::HAS_MIN) add_products(sums.of[i][j], x_sums[i], even.min, odd.min);
       }
     }
   }
@@ -130,6 +133,7 @@ template <class T, class Out, class Rows>
 __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T::F, Rows>& g, int m0, int n0,
                                            unsigned char* memory) {
   const int stages = (g.k + T::K - 1) / T::K;
+  const RecordReader reader(g.w.kind);
   Sums<T> sums;
   sums.clear();
   for (int s = 0; s < T::STAGES - 1; ++s) {
@@ -141,10 +145,17 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
     __syncthreads();  // stage s is there, and nobody reads the one before any more
     if (s + T::STAGES - 1 < stages) load_quant_stage<T>(memory, g, m0, n0, s + T::STAGES - 1);
     cp_async_commit();
-    const int first = s * T::GROUPS, record = first / RECORD_GROUPS;
-    multiply_groups<T>(sums, memory + s % T::STAGES * T::STAGE_BYTES,
-                       memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES, first % RECORD_GROUPS,
-                       min(T::GROUPS, g.w.row_groups - first), g.w.kind);
+    const int first = s * T::GROUPS, record = first / RECORD_GROUPS, index = first % RECORD_GROUPS;
+    const WarpStage<T> stage(memory + s % T::STAGES * T::STAGE_BYTES,
+                             memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES);
+    const int count = g.w.row_groups - first;
+    if (count >= T::GROUPS) {
+#pragma unroll
+      for (int group = 0; group < T::GROUPS; ++group) multiply_group(sums, stage, group, index + group, reader);
+    } else {
+#pragma unroll 1
+      for (int group = 0; group < count; ++group) multiply_group(sums, stage, group, index + group, reader);
+    }
   }
   write_sums<T>(out, sums, g, m0, n0);
 }
@@ -172,6 +183,7 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
 // out[row] = table[tokens[row]] * scale; `n` rows of the table.
 template <class F>
 __device__ __forceinline__ void embed_quant(float* out, const Packed<F>& table, int row, float scale, int width) {
+  const RecordReader reader(table.kind);
   for (int i = blockIdx.y * ROW_THREADS + threadIdx.x; i < 4 * table.row_groups; i += gridDim.y * ROW_THREADS) {
     const int group = i / 4, quarter = i % 4;
     uint32_t pairs[4];
@@ -179,7 +191,7 @@ __device__ __forceinline__ void embed_quant(float* out, const Packed<F>& table, 
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
       const Range range =
-          range_of<F>(table.record(row, group / RECORD_GROUPS), group % RECORD_GROUPS, p / 2, table.kind);
+          range_of<F>(table.record(row, group / RECORD_GROUPS), group % RECORD_GROUPS, p / 2, reader);
       float v[2];
       unpack_bf16(pairs[p], v[0], v[1]);
 #pragma unroll

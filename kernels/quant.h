@@ -68,22 +68,31 @@ template <class F> __device__ __forceinline__ void load_numbers(uint32_t (&pairs
   }
 }
 
+// How to read a matrix's records: what else would be asked for every group.
+struct RecordReader {
+  int shift, step;         // group i has its scale at step * (i >> shift)
+  int to_min;              // and its min so many bytes behind
+  bool is_super;           // with factors of their own; otherwise min is multiplied by
+  float of_min;
+  __device__ __forceinline__ explicit RecordReader(int kind)
+      : shift(kind == SHARED), step(kind == SUPER ? 0 : kind == SCALES ? 2 : 4), to_min(kind == SCALES ? 0 : 2),
+        is_super(kind == SUPER), of_min(kind == SCALES ? -8.f : 1.f) {}
+};
+
 struct Range { float scale, min; };
-// What group `index` of a record, or half of it, is multiplied by. Exact.
-template <class F> __device__ __forceinline__ Range range_of(const uint8_t* record, int index, int half, int kind) {
+// What group `index` of a record, or half of it, is multiplied by. Exact, and without a branch.
+template <class F>
+__device__ __forceinline__ Range range_of(const uint8_t* record, int index, int half, const RecordReader& reader) {
   const auto half_at = [record](int at) { return half_to_float(load_vector<uint16_t>(record + at)); };
   if constexpr (F::HALVED) {
     return {half_at(16) * static_cast<int8_t>(record[2 * index + half]), 0.f};
   } else if constexpr (!F::HAS_MIN) {
     return {half_at(2 * index), 0.f};
-  } else if (kind == SCALES) {
-    const float scale = half_at(2 * index);
-    return {scale, -8.f * scale};
-  } else if (kind == SUPER) {
-    const uint32_t high = load_vector<uint32_t>(record + 12) >> 4 * index & 15u, factors = record[4 + index] | high << 8;
-    return {half_at(0) * (factors & 63u), half_at(2) * (factors >> 6)};
   } else {
-    const int at = kind == SHARED ? index / 2 * 4 : index * 4;
-    return {half_at(at), half_at(at + 2)};
+    const int at = reader.step * (index >> reader.shift);
+    const uint32_t high = load_vector<uint32_t>(record + 12) >> 4 * index & 15u, factors = record[4 + index] | high << 8;
+    const float of_scale = reader.is_super ? static_cast<float>(factors & 63u) : 1.f;
+    const float of_min = reader.is_super ? static_cast<float>(factors >> 6) : reader.of_min;
+    return {half_at(at) * of_scale, half_at(at + reader.to_min) * of_min};
   }
 }
