@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod fake;
 pub mod runner;
+mod tokens;
 
 use std::time::Duration;
 

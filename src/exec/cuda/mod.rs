@@ -20,6 +20,7 @@ mod moe;
 mod ops;
 mod product;
 mod rows;
+mod sampling;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -37,9 +38,9 @@ pub use self::moe::CudaExperts;
 use self::moe::MoeBuffers;
 pub use self::rows::CudaRows;
 use self::rows::Element;
+use self::sampling::Sampling;
 pub use self::step::CudaStep;
 pub use self::weights::{CudaMatrix, CudaRope, CudaVector};
-use crate::model::TokenId;
 use crate::model::ops::DeviceError;
 
 /// Values that one block of a grid goes through in an operation on single values.
@@ -56,9 +57,7 @@ pub struct CudaOps {
     rounded: Scratch,
     records: Records,
     moe: MoeBuffers,
-    /// The best tokens, on the device and here.
-    best: Scratch,
-    tokens: Vec<TokenId>,
+    sampling: Sampling,
     host: Vec<f32>,
 }
 
@@ -71,8 +70,7 @@ impl CudaOps {
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
-            best: Scratch::default(),
-            tokens: Vec::new(),
+            sampling: Sampling::default(),
             host: Vec::new(),
         }
     }
