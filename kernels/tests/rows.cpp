@@ -1,4 +1,4 @@
-// Embeddings, gathered rows, conversions, biases, copied blocks, norms, activations, residual additions, logits, argmax.
+// Embeddings, gathered rows, conversions, biases, copied blocks, norms, activations, residual additions, logits.
 #include "harness.h"
 using namespace test;
 
@@ -172,28 +172,6 @@ static void test_logits() {
     }
 }
 
-static void test_argmax() {
-  for (int vocab : {1, 8, 100, 5001, 8192}) {
-    current_case = "argmax " + std::to_string(vocab);
-    const int rows = 6, last = vocab - 1;
-    Buffer<float> x(rows * vocab);
-    Buffer<uint32_t> tokens(rows);
-    x.fill(-8, 8);
-    for (int i = 0; i < vocab; ++i) {
-      x[i] = -INFINITY;         // nothing above
-      x[2 * vocab + i] = -2;    // all alike
-    }
-    x[vocab + last / 3] = NAN;  // not a number
-    x[3 * vocab + last] = 9;    // the last
-    x[5 * vocab + last] = INFINITY;
-    x[4 * vocab + last] = x[4 * vocab + last / 2] = 9;  // two alike
-    launch("argmax", {rows}, {512}, 0, tokens.data(), x.data(), vocab);
-    const uint32_t want[rows] = {0, 0xffffffffu, 0, uint32_t(last), uint32_t(last / 2), uint32_t(last)};
-    for (int r = 0; r < rows; ++r) expect(tokens[r] == want[r], "row " + std::to_string(r) + " gives " + std::to_string(tokens[r]));
-    expect(tokens.guards_whole(), "written beyond the tokens");
-  }
-}
-
 static void all() {
   test_embed();
   test_gather<float>("gather_rows_f32");
@@ -211,6 +189,5 @@ static void all() {
   test_gated("gated_activation_silu", silu);
   test_gated("gated_activation_gelu_tanh", gelu_tanh);
   test_logits();
-  test_argmax();
 }
 int main(int argc, char** argv) { return run(argc, argv, all); }

@@ -95,7 +95,7 @@ def main():
 
 
 def run(found, folder, args):
-    # The checkpoint's own sampling is greedy; OpenAI's default draws, which the host does.
+    # The checkpoint's own sampling is greedy; OpenAI's default draws.
     for sampling, streams in (("greedy", args.streams), ("temperature 1", args.streams[-2:])):
         options = [] if sampling == "greedy" else ["--set", "model.sampling_defaults=openai"]
         began = time.monotonic()

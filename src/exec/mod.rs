@@ -8,6 +8,7 @@ pub mod cuda;
 pub mod fake;
 pub mod format;
 pub mod runner;
+mod tokens;
 
 use std::time::Duration;
 

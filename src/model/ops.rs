@@ -9,6 +9,7 @@
 use std::ops::Index;
 
 use super::TokenId;
+use super::draws::{Answers, Requests};
 use super::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use super::weights::Tensor;
 
@@ -147,9 +148,6 @@ pub enum DeviceError {
     Lost(String),
 }
 
-/// In place of a token; no vocabulary is as large.
-pub const NO_TOKEN: TokenId = TokenId::MAX;
-
 /// A device as the decoder sees it.
 ///
 /// Most operations return nothing: a device may run them later. The first error is kept, what follows does nothing, and
@@ -235,10 +233,13 @@ pub trait Ops {
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
     /// Waits until all that was asked for is done.
     fn finish(&mut self) -> Result<(), DeviceError>;
-    /// For each row of logits the lowest token of the largest, or [`NO_TOKEN`] where one is not a number. `None`: rows are as
-    /// quickly read, and the caller looks for itself.
-    fn argmax<'a>(&'a mut self, _logits: &'a Self::Rows) -> Result<Option<&'a [TokenId]>, DeviceError> {
-        Ok(None)
+    /// Whether it draws tokens of such a vocabulary itself. If not, the caller reads the logits and draws.
+    fn draws(&self, _vocab_size: usize) -> bool {
+        false
+    }
+    /// Answers what is asked of logits, which are as they were afterwards.
+    fn draw(&mut self, _: &Self::Rows, _: &Requests, _: &mut Answers) -> Result<(), DeviceError> {
+        Err(DeviceError::Failed("this device draws no tokens".into()))
     }
     /// Brings rows to the host, `[rows, width]`, when all that they come from is done.
     fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> Result<&'a [f32], DeviceError>;

@@ -10,8 +10,8 @@ use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
-use super::{CudaOps, chunks};
-use crate::model::TokenId;
+use super::{CudaOps, chunks, sampling};
+use crate::model::draws::{Answers, Requests};
 use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
@@ -264,22 +264,13 @@ impl Ops for CudaOps {
         self.outcome()
     }
 
-    fn argmax<'a>(&'a mut self, logits: &'a CudaRows) -> Result<Option<&'a [TokenId]>, DeviceError> {
-        self.run(|ops| {
-            assert_eq!(logits.element(), Element::F32, "logits are float32");
-            let tokens = ops.best.reserve(&ops.device, 4 * logits.rows())?;
-            let launch = Launch::new("argmax", [logits.rows(), 1, 1])
-                .threads(512)
-                .buffer(tokens)
-                .address(logits.address())
-                .int(logits.width());
-            ops.tokens.resize(logits.rows(), 0);
-            // SAFETY: a token for each row.
-            unsafe { launch.start(&*ops.device)? };
-            tokens.read(&mut ops.tokens)
-        });
-        self.outcome()?;
-        Ok(Some(&self.tokens))
+    fn draws(&self, vocab_size: usize) -> bool {
+        vocab_size <= sampling::MAX_VOCAB
+    }
+
+    fn draw(&mut self, logits: &CudaRows, requests: &Requests, answers: &mut Answers) -> Result<(), DeviceError> {
+        self.run(|ops| ops.sampling.run(&ops.device, logits, requests, answers));
+        self.outcome()
     }
 
     fn read<'a>(&'a mut self, rows: &'a CudaRows) -> Result<&'a [f32], DeviceError> {
