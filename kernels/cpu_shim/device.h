@@ -40,6 +40,17 @@ inline bf16 f2bf(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return f2bf(low).u | uint32_t(f2bf(high).u) << 16; }
 inline float fast_exp2(float x) { return exp2f(x); }
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  // A product of two bf16 is exact in double; the sums that kernels ask for are too.
+  auto of = [&](int half) { return float(double(shim::half_of(a, half)) * shim::half_of(b, half) + shim::half_of(c, half)); };
+  return pack_bf16(of(0), of(1));
+}
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = a | uint64_t(b) << 32;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= uint32_t(both >> 8 * (selector >> 4 * i & 7u) & 255u) << 8 * i;
+  return r;
+}
 
 template <class V> V load_vector(const void* p, int line = __builtin_LINE()) {
   shim::check_aligned(p, sizeof(V), "a vector load is not aligned", line);
