@@ -13,6 +13,7 @@ __device__ __forceinline__ Best better(Best a, Best b) {
 
 template <int N> __device__ __forceinline__ Best best_of(const float* logits, int vocab) {
   Best best{__uint_as_float(0xff800000u), 0};
+#pragma unroll 4  // so many loads at a time: a row has one block, which must keep its memory busy
   for (int i = threadIdx.x * N; i < vocab; i += THREADS * N) {
     float v[N];
     load_values(logits + i, v);
