@@ -15,7 +15,8 @@ template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_> struc
   static constexpr int SMEM_BYTES = STAGES * STAGE * 2;
   static constexpr int PASS_SIZE = THREADS / (K / 8) / LINE_ROWS * LINE;
   static __device__ __forceinline__ int place(int row) { return row / LINE_ROWS * LINE + row % LINE_ROWS * K; }
-  static constexpr int M_TILES = M / WARPS_M / 16, N_PAIRS = N / WARPS_N / 16, STEPS = K / 16;
+  static constexpr int M_TILES = M / WARPS_M / 16, N_PAIRS = N / WARPS_N / 16, N_TILES = 2 * N_PAIRS;
+  static constexpr int STEPS = K / 16;
   // The block copies PASS rows at a time; a thread has the same eight columns in every pass.
   static constexpr int PASS = THREADS / (K / 8), X_PASSES = M / PASS, PASSES = X_PASSES + N / PASS;
   static_assert(M_TILES > 0 && N_PAIRS > 0 && STEPS >= 2, "a warp has whole fragments, and steps to go ahead by");
@@ -34,6 +35,7 @@ template <class Rows> struct Gemm {
   int m, n, k;
   Rows rows;
   bool vectors;        // whether rows of x and w can be copied 16 bytes at a time
+  __device__ __forceinline__ int width() const { return n; }  // of a row of out
 };
 __device__ __forceinline__ bool copies_fit(const bf16* x, const bf16* w, int k) { return vectors_fit(k, x, w); }
 
@@ -84,7 +86,15 @@ __device__ __forceinline__ void copy_singles(bf16* stage, const Gemm<Rows>& g, i
   }
 }
 
-template <class T> struct Sums { float of[T::M_TILES][T::N_PAIRS * 2][4]; };
+template <class T> struct Sums {
+  float of[T::M_TILES][T::N_TILES][4];
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < T::M_TILES; ++i)
+#pragma unroll
+      for (int j = 0; j < T::N_TILES * 4; ++j) of[i][j / 4][j % 4] = 0.f;
+  }
+};
 
 // A warp's operands of sixteen columns.
 template <class T> struct Fragments {
@@ -112,20 +122,21 @@ template <class T> struct Fragments {
 __device__ __forceinline__ void store_two(float* to, float a, float b) { store_vector(to, float2{a, b}); }
 __device__ __forceinline__ void store_two(bf16* to, float a, float b) { store_vector(to, pack_bf16(a, b)); }
 
-template <class T, class Out, class Rows>
-__device__ __forceinline__ void write_sums(Out* out, const Sums<T>& sums, const Gemm<Rows>& g, int m0, int n0) {
+// `g` is a Gemm, or has its m, n, rows, bias and width.
+template <class T, class Out, class Product>
+__device__ __forceinline__ void write_sums(Out* out, const Sums<T>& sums, const Product& g, int m0, int n0) {
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
-  const bool pairs = g.n % 2 == 0;
+  const bool pairs = g.n % 2 == 0 && g.width() % 2 == 0 && reinterpret_cast<uintptr_t>(out) % (2 * sizeof(Out)) == 0;
 #pragma unroll
   for (int i = 0; i < T::M_TILES; ++i)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = m0 + (warp % T::WARPS_M * T::M_TILES + i) * 16 + lane / 4 + 8 * r;
       if (row >= g.m) continue;
-      Out* const to = out + static_cast<size_t>(g.rows.to(row)) * g.n;
+      Out* const to = out + static_cast<size_t>(g.rows.to(row)) * g.width();
 #pragma unroll
-      for (int j = 0; j < T::N_PAIRS * 2; ++j) {
-        const int column = n0 + warp / T::WARPS_M * T::N_PAIRS * 16 + j * 8 + lane % 4 * 2;
+      for (int j = 0; j < T::N_TILES; ++j) {
+        const int column = n0 + (warp / T::WARPS_M * T::N_TILES + j) * 8 + lane % 4 * 2;
         float v[2] = {sums.of[i][j][2 * r], sums.of[i][j][2 * r + 1]};
 #pragma unroll
         for (int c = 0; c < 2; ++c) if (g.bias && column + c < g.n) v[c] += g.bias[column + c];
@@ -201,10 +212,7 @@ __device__ __forceinline__ void multiply_tile(Sums<T>& sums, const Gemm<Rows>& g
 template <class T, class Out, class Rows>
 __device__ __forceinline__ void gemm_tile(Out* out, const Gemm<Rows>& g, int m0, int n0, bf16* memory) {
   Sums<T> sums;
-#pragma unroll
-  for (int i = 0; i < T::M_TILES; ++i)
-#pragma unroll
-    for (int j = 0; j < T::N_PAIRS * 8; ++j) sums.of[i][j / 4][j % 4] = 0.f;
+  sums.clear();
   if (g.vectors) multiply_tile<T, true>(sums, g, m0, n0, memory);
   else multiply_tile<T, false>(sums, g, m0, n0, memory);
   write_sums<T>(out, sums, g, m0, n0);

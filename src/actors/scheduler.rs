@@ -23,7 +23,7 @@ use crate::base::{clock, faults};
 use crate::exec::ExecError;
 use crate::sched::job::{Delivery, Job};
 use crate::sched::plan::{StepOutput, StepPlan};
-use crate::sched::{Lane, LaneStats, StealWindow, Verdict, VictimOrder};
+use crate::sched::{Fault, Lane, LaneStats, StealWindow, Verdict, VictimOrder};
 
 /// How often an idle lane looks around by itself, in case the one message that would have woken it met a dead lane.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -135,7 +135,7 @@ impl SchedulerActor {
     fn step_failed(&mut self, error: &ExecError, ctx: &mut Context<Self>) {
         let (lane, now, text) = (self.index, clock::now_us(), error.to_string());
         tracing::error!(lane, error = text, "a step failed");
-        match self.lane.judge(error.fault(), now) {
+        match self.lane.judge(fault(error), now) {
             Verdict::GoOn => deliver(self.lane.fail(&text)),
             Verdict::Rest { until } => {
                 let rest = Duration::from_micros(until - now);
@@ -246,6 +246,14 @@ fn run_step(
                 Err(ExecError::Failed(format!("the executor died: {e}")))
             }
         }
+    }
+}
+
+fn fault(error: &ExecError) -> Fault {
+    match error {
+        ExecError::Failed(_) | ExecError::TimedOut(_) => Fault::Step,
+        ExecError::Device(_) => Fault::Device,
+        ExecError::Lost(_) => Fault::Lost,
     }
 }
 

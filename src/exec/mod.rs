@@ -6,12 +6,12 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 pub mod fake;
+pub mod format;
 pub mod runner;
 
 use std::time::Duration;
 
 use crate::model::ops::DeviceError;
-use crate::sched::Fault;
 use crate::sched::plan::{StepOutput, StepPlan};
 
 /// Tokens in one KV block.
@@ -47,16 +47,6 @@ pub enum ExecError {
     Lost(String),
     #[error("step exceeded its time limit of {0:?}")]
     TimedOut(Duration),
-}
-
-impl ExecError {
-    pub fn fault(&self) -> Fault {
-        match self {
-            ExecError::Failed(_) | ExecError::TimedOut(_) => Fault::Step,
-            ExecError::Device(_) => Fault::Device,
-            ExecError::Lost(_) => Fault::Lost,
-        }
-    }
 }
 
 impl From<DeviceError> for ExecError {

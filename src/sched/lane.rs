@@ -233,6 +233,13 @@ impl<S: Clone> Lane<S> {
         self.outbox.take()
     }
 
+    /// Requests that the step in flight works for, once for each of their sequences.
+    #[cfg(test)]
+    pub fn in_step(&self) -> Vec<RequestId> {
+        let rows = self.in_flight.iter().flat_map(|flight| &flight.rows);
+        rows.filter_map(|row| self.running.iter().find(|seq| seq.id == row.seq)).map(|seq| seq.job.request).collect()
+    }
+
     pub fn stats(&self) -> LaneStats {
         let totals = self.totals;
         LaneStats {

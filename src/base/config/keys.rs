@@ -54,6 +54,7 @@ pub const KEYS: &[Key] = &[
     ]))),
     key("engine.batch_invariant", |c, v| put(&mut c.engine.batch_invariant, v.boolean())),
     key("engine.cuda_libraries", |c, v| put(&mut c.engine.cuda_libraries, opt(v, |v| v.text(4096)))),
+    key("engine.cuda_kernels", |c, v| put(&mut c.engine.cuda_kernels, opt(v, |v| v.text(4096)))),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, opt(v, |v| v.number(0.0, 0.95)))),

@@ -138,6 +138,8 @@ pub struct Engine {
     pub batch_invariant: bool,
     /// Folders that are searched first for CUDA's libraries, separated as in PATH.
     pub cuda_libraries: Option<String>,
+    /// A folder of kernels that were compiled on this machine, which come before the program's own.
+    pub cuda_kernels: Option<String>,
     /// A step that runs longer than this makes the server not ready, until it ends.
     pub max_step_s: u64,
 }
@@ -153,6 +155,7 @@ impl Default for Engine {
             compute: Compute::F32,
             batch_invariant: false,
             cuda_libraries: None,
+            cuda_kernels: None,
             max_step_s: 30,
         }
     }

@@ -79,6 +79,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.compute", "bf16"),
     ("engine.batch_invariant", "true"),
     ("engine.cuda_libraries", "/opt/cuda/lib:/opt/nccl"),
+    ("engine.cuda_kernels", "/var/cache/kernels"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),

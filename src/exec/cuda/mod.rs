@@ -8,10 +8,13 @@
 //! states it, and the choice between them never changes a row's bits.
 //!
 //! The residual stream, logits and sums are float32; what matrix products take and give, K and V, and weights are bfloat16
-//! (but see [`KvDtype`]).
+//! (but see [`KvDtype`]), or weights are quantised.
 
 mod attention;
+mod builds;
+pub mod compile;
 pub mod device;
+pub mod kernels;
 mod kv;
 mod launch;
 mod memory;
@@ -19,7 +22,9 @@ mod module;
 mod moe;
 mod ops;
 mod product;
+mod quant;
 mod rows;
+mod sources;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -38,7 +43,8 @@ use self::moe::MoeBuffers;
 pub use self::rows::CudaRows;
 use self::rows::Element;
 pub use self::step::CudaStep;
-pub use self::weights::{CudaMatrix, CudaRope, CudaVector};
+pub use self::weights::{CudaMatrix, CudaRope, CudaVector, Stored};
+use super::format::Format;
 use crate::model::TokenId;
 use crate::model::ops::DeviceError;
 
@@ -52,6 +58,9 @@ pub struct CudaOps {
     device: Arc<dyn Device>,
     kv: Option<CudaKv>,
     error: Option<DeviceError>,
+    /// `None`: as the checkpoint has them.
+    weights: Option<Format>,
+    stored: Vec<Stored>,
     /// Float32 rows that a product wants in bfloat16.
     rounded: Scratch,
     records: Records,
@@ -68,6 +77,8 @@ impl CudaOps {
             device,
             kv: None,
             error: None,
+            weights: None,
+            stored: Vec::new(),
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
@@ -75,6 +86,17 @@ impl CudaOps {
             tokens: Vec::new(),
             host: Vec::new(),
         }
+    }
+
+    /// Weights in this format, as far as their roles allow; `None`: as the checkpoint has them. What is not quantised is
+    /// bfloat16.
+    pub fn with_weights(self, weights: Option<Format>) -> CudaOps {
+        CudaOps { weights, ..self }
+    }
+
+    /// The weights that this lane loaded, by format. Those of a [`CudaOps::fork`] were loaded by another.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
     }
 
     /// Another lane on the same device, with KV memory and activations of its own.

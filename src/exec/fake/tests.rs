@@ -41,7 +41,6 @@ mod steps {
     use super::super::*;
     use crate::model::TokenId;
     use crate::sample::{SampleSpec, Sampled, SamplingParams};
-    use crate::sched::Fault;
     use crate::sched::plan::{PromptLogprobs, SeqId};
 
     fn draw(params: SamplingParams, choice: u32, banned: &[TokenId]) -> SampleSpec {
@@ -171,10 +170,13 @@ mod steps {
     fn a_device_fails_for_some_steps_and_is_lost_for_ever() {
         let mut fake = fake("fake:fault_at_step=2,fault_steps=2,lose_on_token=9");
         let plan = |token| plan(0, &[token], &[0], Vec::new());
-        let faults: Vec<_> =
-            [1, 1, 1, 1, 9, 1].map(|token| fake.step(&plan(token)).err().map(|error| error.fault())).into();
-        let (device, lost) = (Some(Fault::Device), Some(Fault::Lost));
-        assert_eq!(faults, [None, device, device, None, lost, lost]);
+        let outcomes = [1, 1, 1, 1, 9, 1].map(|token| match fake.step(&plan(token)) {
+            Ok(_) => "good",
+            Err(ExecError::Device(_)) => "failed",
+            Err(ExecError::Lost(_)) => "lost",
+            Err(error) => panic!("{error}"),
+        });
+        assert_eq!(outcomes, ["good", "failed", "failed", "good", "lost", "lost"]);
     }
 
     #[test]

@@ -94,6 +94,14 @@ c_functions! {
     }
 }
 
+/// As `13.0.2`.
+pub fn version(library: &Opened) -> Result<String, String> {
+    // SAFETY: the types are those of cublasLt.h.
+    let functions = unsafe { Functions::load(library)? };
+    // SAFETY: it takes nothing.
+    Ok(shown_version(unsafe { (functions.version)() }))
+}
+
 /// What a choice depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {

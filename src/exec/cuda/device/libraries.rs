@@ -6,17 +6,52 @@
 //! crate looks for bare names only, and panics where one is missing.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use libloading::Library;
 
+use super::{Nvrtc, cublaslt};
+
 /// Folders with a library's wheel that are gone through at most, in one `site-packages`.
 const MAX_WHEELS: usize = 64;
 
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, &'static Library>>> = LazyLock::new(Mutex::default);
+
+/// A struct of a C library's functions, by name, and its `load`, which says which one is missing.
+macro_rules! c_functions {
+    ($(#[$note:meta])* struct $functions:ident { $($name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $out:ty)?;)* }) => {
+        $(#[$note])*
+        struct $functions {
+            $($name: unsafe extern "C" fn($($arg),*) $(-> $out)?,)*
+        }
+
+        impl $functions {
+            /// # Safety
+            /// The library's functions of these names have these types.
+            unsafe fn load(opened: &$crate::exec::cuda::device::libraries::Opened) -> Result<$functions, String> {
+                // SAFETY: the caller's promise; the library stays open for good.
+                unsafe {
+                    Ok($functions {
+                        $($name: *opened
+                            .library
+                            .get::<unsafe extern "C" fn($($arg),*) $(-> $out)?>(concat!($symbol, "\0").as_bytes())
+                            .map_err(|_| concat!("it has no function ", $symbol).to_owned())?,)*
+                    })
+                }
+            }
+        }
+    };
+}
+pub(in crate::exec::cuda::device) use c_functions;
+
+c_functions! {
+    struct NcclVersion {
+        get = "ncclGetVersion": fn(*mut c_int) -> c_int;
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
@@ -70,6 +105,26 @@ pub struct Opened {
     /// The file, or a bare name where the system's loader found it.
     pub path: PathBuf,
     pub(in crate::exec::cuda::device) library: &'static Library,
+}
+
+impl Opened {
+    /// As `13.0.2`. Needs no GPU.
+    pub fn version(&self, wanted: Wanted) -> Result<String, String> {
+        match wanted {
+            Wanted::CublasLt => cublaslt::version(self),
+            Wanted::Nvrtc => Nvrtc::open(self).map(|nvrtc| nvrtc.about().trim_start_matches("NVRTC ").to_owned()),
+            Wanted::Nccl => {
+                // SAFETY: the type is that of nccl.h.
+                let functions = unsafe { NcclVersion::load(self)? };
+                let mut version = 0;
+                // SAFETY: a place for an int.
+                match unsafe { (functions.get)(&mut version) } {
+                    0 => Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)),
+                    status => Err(format!("ncclGetVersion: status {status}")),
+                }
+            }
+        }
+    }
 }
 
 /// Why a library cannot be used.
@@ -176,33 +231,6 @@ fn keep(path: &Path) -> Result<&'static Library, String> {
     open.insert(path.to_owned(), library);
     Ok(library)
 }
-
-/// A struct of a C library's functions, by name, and its `load`, which says which one is missing.
-macro_rules! c_functions {
-    ($(#[$note:meta])* struct $functions:ident { $($name:ident = $symbol:literal: fn($($arg:ty),*) $(-> $out:ty)?;)* }) => {
-        $(#[$note])*
-        struct $functions {
-            $($name: unsafe extern "C" fn($($arg),*) $(-> $out)?,)*
-        }
-
-        impl $functions {
-            /// # Safety
-            /// The library's functions of these names have these types.
-            unsafe fn load(opened: &$crate::exec::cuda::device::libraries::Opened) -> Result<$functions, String> {
-                // SAFETY: the caller's promise; the library stays open for good.
-                unsafe {
-                    Ok($functions {
-                        $($name: *opened
-                            .library
-                            .get::<unsafe extern "C" fn($($arg),*) $(-> $out)?>(concat!($symbol, "\0").as_bytes())
-                            .map_err(|_| concat!("it has no function ", $symbol).to_owned())?,)*
-                    })
-                }
-            }
-        }
-    };
-}
-pub(in crate::exec::cuda::device) use c_functions;
 
 #[cfg(test)]
 mod tests {

@@ -6,12 +6,16 @@ mod cublaslt;
 mod emulator;
 pub mod libraries;
 mod nvidia;
+mod nvrtc;
 
 use std::ffi::c_void;
 
 pub use self::emulator::{Emulator, Order};
+use self::libraries::Places;
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
-use super::module;
+pub use self::nvrtc::Nvrtc;
+use super::compile::Progress;
+use super::kernels::KernelOptions;
 use super::rows::Element;
 use crate::model::ops::DeviceError;
 
@@ -38,9 +42,17 @@ pub struct Product {
     pub element: Element,
 }
 
-/// A GPU with its kernels loaded.
+/// A GPU with its kernels loaded, from where they are found without anything configured.
 pub fn open_gpu(gpu: &Gpu) -> Result<Nvidia, DeviceError> {
-    Nvidia::open(gpu, module::prebuilt(gpu.capability)?)
+    let options = KernelOptions { libraries: Places::new(None), folder: None };
+    open_gpu_with(gpu, &options, &mut |_, _| ())
+}
+
+/// A GPU with its kernels loaded; they may be compiled first.
+pub fn open_gpu_with(gpu: &Gpu, options: &KernelOptions, progress: Progress) -> Result<Nvidia, DeviceError> {
+    let (cubins, origin) = options.load(gpu.capability, progress)?;
+    tracing::info!("cuda:{} ({}) has kernels of {origin}", gpu.ordinal, gpu.name);
+    Nvidia::open(gpu, cubins)
 }
 
 /// Memory, and kernels in one order: what is asked for first is done first, if perhaps later.

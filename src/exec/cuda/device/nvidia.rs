@@ -43,11 +43,20 @@ pub struct Gpu {
     pub capability: (i32, i32),
     pub total_bytes: usize,
     pub free_bytes: usize,
-    /// The chip that its kernels were built for, as `sm_90a`.
-    pub kernels: &'static str,
+    /// The chip that its kernels are built for, as `sm_90a`.
+    pub kernels: String,
+    /// Whether the program has them; otherwise they are compiled, once.
+    pub is_prebuilt: bool,
 }
 
-/// The GPUs of this machine that there are kernels for. Never panics, whatever is missing.
+impl Gpu {
+    /// What kernels for it alone are compiled for.
+    pub fn chip(&self) -> String {
+        module::chips(self.capability).swap_remove(0)
+    }
+}
+
+/// The GPUs of this machine that there are or may be kernels for. Never panics, whatever is missing.
 pub fn gpus() -> Result<Vec<Gpu>, Absent> {
     // SAFETY: it only tries to open the library.
     if !unsafe { sys::is_culib_present() } {
@@ -66,10 +75,14 @@ pub fn gpus() -> Result<Vec<Gpu>, Absent> {
         let context = CudaContext::new(ordinal).map_err(failed)?;
         let (free_bytes, total_bytes) = context.mem_get_info().map_err(failed)?;
         let (name, capability) = (context.name().map_err(failed)?, context.compute_capability().map_err(failed)?);
-        match module::name(capability) {
-            Ok(kernels) => usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels }),
-            Err(error) => obstacle = Absent::NoKernels(format!("{name}: {error}")),
+        if capability < module::OLDEST {
+            let (major, minor) = capability;
+            obstacle =
+                Absent::NoKernels(format!("{name} has compute capability {major}.{minor}, and 8.0 is the least"));
+            continue;
         }
+        let (kernels, is_prebuilt) = module::name(capability);
+        usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels, is_prebuilt });
     }
     if usable.is_empty() { Err(obstacle) } else { Ok(usable) }
 }

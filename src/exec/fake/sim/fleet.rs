@@ -7,7 +7,7 @@ use super::ledger::{Account, Ledger};
 use super::request::{self, Limits, POISON};
 use crate::sched::job::{Delivery, Job, Micros, RequestId};
 use crate::sched::plan::StepOutput;
-use crate::sched::{Fault, LaneConfig, LaneLoad, LaneStats, MAX_RESCUES, Speculation, place};
+use crate::sched::{Fault, LaneConfig, LaneLoad, LaneStats, Speculation, place};
 
 /// What goes wrong in a run.
 #[derive(Clone, Copy, PartialEq)]
@@ -36,8 +36,6 @@ pub struct Fleet {
     next_arrival: Micros,
     text_ends: Vec<TextEnd>,
     num_deaths: u64,
-    /// Steps that devices failed.
-    num_faults: u64,
     /// Rounds since a step was under way or a request was to come.
     num_idle_rounds: usize,
 }
@@ -143,7 +141,6 @@ impl Fleet {
             next_arrival: 0,
             text_ends: Vec::new(),
             num_deaths: 0,
-            num_faults: 0,
             num_idle_rounds: 0,
             rng,
         }
@@ -252,9 +249,9 @@ impl Fleet {
             return Err("the output of a step that was given up had an effect".into());
         }
         if let Some(fault) = self.device_fault() {
-            self.num_faults += 1;
+            self.ledger.blame(self.lanes.sites[index].lane.in_step());
             let deliveries = self.lanes.fail(index, fault, self.now);
-            self.ledger.may_fail |= self.num_faults > u64::from(MAX_RESCUES) || self.lanes.alive().next().is_none();
+            self.ledger.may_fail |= self.lanes.alive().next().is_none();
             return self.deliver(index, deliveries);
         }
         let is_poisoned = plan.rows.iter().any(|rows| rows.tokens.contains(&POISON));
