@@ -39,6 +39,19 @@ template <class F, class Rows> struct QuantGemm {
   __device__ __forceinline__ int width() const { return stride; }
 };
 
+// Eight values of a row from column `at` on to shared memory; zeros where there are none.
+__device__ __forceinline__ void copy_eight(bf16* to, const bf16* row, int at, int k, bool real, bool vectors) {
+  const int count = real ? max(0, min(8, k - at)) : 0;
+  if (vectors) return cp_async16(to, count ? row + at : row, count * 2);
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t low = 2 * i < count ? row[at + 2 * i].u : 0u, high = 2 * i + 1 < count ? row[at + 2 * i + 1].u : 0u;
+    pairs[i] = low | high << 16;
+  }
+  store_vector(to, uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
+}
+
 // The columns [stage * T::K, (stage + 1) * T::K) of the tile's rows of x and w, and the records that begin there.
 template <class T, class Rows>
 __device__ __forceinline__ void load_quant_stage(unsigned char* memory, const QuantGemm<typename T::F, Rows>& g, int m0,

@@ -3,7 +3,7 @@
 using namespace test;
 
 static const Dim BLOCK{256};
-static const int WIDTHS[] = {1, 7, 8, 64, 100, 576, 2050, 2048 + 8};
+static const int WIDTHS[] = {1, 7, 8, 64, 100, 576, 2050, 2048 + 8, 8192 + 8};
 
 template <class T> static std::vector<double> values_of(const Buffer<T>& b) {
   std::vector<double> v(b.size());
@@ -136,6 +136,11 @@ template <class Delta> static void test_add_scaled(const char* name, const char*
     launch(fused, {rows}, BLOCK, 0, stream.data(), normed.data(), delta.data(), 0.25f, weight.data(), 1e-5f, width);
     expect_near("stream", stream, want, 1e-6, 1e-6);
     expect_near("normed", normed, norm_twin(want, weight, 1e-5), 1e-6, BF16);
+    // The program may take either way.
+    Buffer<bf16> apart(rows * width);
+    launch("rms_norm_f32_bf16", {rows}, BLOCK, 0, apart.data(), alone.data(), weight.data(), 1e-5f, width);
+    expect_same_bits("stream of two kernels", alone, stream);
+    expect_same_bits("normed of two kernels", apart, normed);
   }
 }
 

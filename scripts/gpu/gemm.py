@@ -4,6 +4,7 @@ Weights go round several copies where one would stay in the L2 cache. GB/s are t
 """
 
 import argparse
+import re
 import sys
 
 import device
@@ -11,12 +12,26 @@ import results
 from limits import Limits
 from timing import median_ms, rounds
 
-# Name: rows, columns, threads, shared memory of a tile (kernels/README.md), and up to how many rows it is tried.
-TILES = {
-    "gemm_m16": (16, 32, 64, 41472, 256),
-    "gemm_m64": (64, 64, 128, 55296, 2048),
-    "gemm_m128": (128, 128, 256, 81920, 2048),
-}
+PRODUCT = device.ROOT / "src/exec/cuda/product.rs"
+TILE = re.compile(r"const \w+: Tile = Tile \{ rows: (\d+), cols: (\d+), threads: (\d+), shared_bytes: ([\d_]+) \}")
+MOST_ROWS = {"gemm_m16": 256}  # beyond which a tile is not tried
+
+
+def tiles():
+    """Name: rows, columns, threads, shared memory of each tile, as the program has them; the smallest first."""
+    found = sorted(tuple(int(number) for number in match.groups()) for match in TILE.finditer(PRODUCT.read_text()))
+    if not found:
+        sys.exit(f"{PRODUCT} names no tile in the way that this reads")
+    widest = {tile[0]: 0 for tile in found}
+    names = {}
+    for tile in found:
+        names[f"gemm_m{tile[0]}" if not widest[tile[0]] else f"gemm_m{tile[0]}_n{tile[1]}"] = tile
+        widest[tile[0]] = tile[1]
+    return names
+
+
+TILES = tiles()
+WIDE_FROM = int(re.search(r"WIDE_FROM: usize = ([\d_]+)", PRODUCT.read_text()).group(1))
 # k and n.
 SHAPES = {
     "qkv": (4096, 6144), "out": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096), "head": (4096, 128256),
@@ -24,13 +39,16 @@ SHAPES = {
 ROWS = (1, 4, 16, 64, 256, 2048)
 
 
-def chosen(m):
-    """What src/exec/cuda takes for m rows."""
-    return "gemm_m16" if m <= 16 else "gemm_m64" if m <= 64 else "gemm_m128"
+def chosen(m, n):
+    """What the program takes for m rows and n columns: the tile of fewest rows that holds them, up to that of most; of two
+    with as many rows the wide one from so many columns on."""
+    rows = next((tile[0] for tile in TILES.values() if m <= tile[0]), max(tile[0] for tile in TILES.values()))
+    names = [name for name, tile in TILES.items() if tile[0] == rows]
+    return names[-1] if n >= WIDE_FROM else names[0]
 
 
 def launcher(torch, kernels, name, x, w, out):
-    rows, columns, threads, smem, _ = TILES[name]
+    rows, columns, threads, smem = TILES[name]
     (m, k), n = x.shape, w.shape[0]
     grid = (-(-m // rows), -(-n // columns))
 
@@ -59,15 +77,15 @@ def measure(torch, kernels, found, limits, shape, m):
     theirs = median_ms(torch, [lambda w=w: torch.mm(x, w.T, out=out) for w in weights] * repeats)
     times, right = {}, []
     for name in TILES:
-        if m > TILES[name][4]:
+        if m > MOST_ROWS.get(name, m):
             continue
         out.fill_(torch.nan)
         launcher(torch, kernels, name, x, weights[0], out)()
         right.append(error_of(torch, x, weights[0], out) < 0.01)
         times[name] = median_ms(torch, [launcher(torch, kernels, name, x, w, out) for w in weights] * repeats)
-    ms, best = times[chosen(m)], min(times, key=times.get)
+    ms, best = times[chosen(m, n)], min(times, key=times.get)
     floor = max(bytes_moved / limits.bandwidth, 2 * m * n * k / limits.product) * 1e3
-    found.add("gemm", shape=f"{shape} {k}x{n}", m=m, tile=chosen(m), **{
+    found.add("gemm", shape=f"{shape} {k}x{n}", m=m, tile=chosen(m, n), **{
         "ms": ms, "TFLOP/s": 2 * m * n * k / ms / 1e9, "GB/s": bytes_moved / ms / 1e6, "of the floor": floor / ms,
         "cuBLAS ms": theirs, "over cuBLAS": theirs / ms, "best tile": best, "best over cuBLAS": theirs / times[best],
         "right": found.check(all(right))})

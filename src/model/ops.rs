@@ -193,6 +193,19 @@ pub trait Ops {
     fn rms_norm_in_place(&mut self, x: &mut Self::Rows, weight: &Self::Vector, eps: f32);
     /// `x += delta * scale`.
     fn add_scaled(&mut self, x: &mut Self::Rows, delta: &Self::Rows, scale: f32);
+    /// [`Ops::add_scaled`], then [`Ops::rms_norm`] of the sum; a device may do both at once, with the same bits.
+    fn add_scaled_rms_norm(
+        &mut self,
+        x: &mut Self::Rows,
+        delta: &Self::Rows,
+        scale: f32,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Rows,
+    ) {
+        self.add_scaled(x, delta, scale);
+        self.rms_norm(x, weight, eps, out);
+    }
     /// `out = x · wᵀ (+ bias)`.
     fn matmul(&mut self, x: &Self::Rows, w: &Self::Matrix, bias: Option<&Self::Vector>, out: &mut Self::Rows);
     /// On a fused qkv row: normalise q and k, rotate them, write k and v to the cache of `layer`.

@@ -134,6 +134,36 @@ impl Ops for CudaOps {
         });
     }
 
+    fn add_scaled_rms_norm(
+        &mut self,
+        x: &mut CudaRows,
+        delta: &CudaRows,
+        scale: f32,
+        weight: &CudaVector,
+        eps: f32,
+        out: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            assert!(x.rows() == delta.rows() && x.width() == delta.width(), "sum of rows of different shapes");
+            assert_eq!(x.element(), Element::F32, "sums are float32");
+            out.reshape(&ops.device, x.rows(), x.width(), Element::Bf16)?;
+            let kernel = match delta.element() {
+                Element::F32 => "add_scaled_rms_norm_f32",
+                Element::Bf16 => "add_scaled_rms_norm_bf16",
+            };
+            let launch = Launch::new(kernel, [x.rows(), 1, 1])
+                .address(x.address())
+                .address(out.address())
+                .address(delta.address())
+                .float(scale)
+                .address(weight.address())
+                .float(eps)
+                .int(x.width());
+            // SAFETY: rows of one shape, and a weight for each column.
+            unsafe { ops.start(launch) }
+        });
+    }
+
     fn matmul(&mut self, x: &CudaRows, w: &CudaMatrix, bias: Option<&CudaVector>, out: &mut CudaRows) {
         self.run(|ops| ops.multiply(x, w, bias, out));
     }
