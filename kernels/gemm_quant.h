@@ -150,7 +150,7 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
                              memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES);
     const int count = g.w.row_groups - first;
     if (count >= T::GROUPS) {
-#pragma unroll
+#pragma unroll 4
       for (int group = 0; group < T::GROUPS; ++group) multiply_group(sums, stage, group, index + group, reader);
     } else {
 #pragma unroll 1

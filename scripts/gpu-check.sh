@@ -6,7 +6,7 @@
 #   sanitize   the same, and two golden models, under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
 #   goldens    the golden models on the GPU: tests/goldens/cuda.rs
 #   attention  decode's bandwidth; prefill beside torch's scaled_dot_product_attention
-#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model
+#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model, then with quantised weights
 #   model      `garrick bench` on a random checkpoint of an 8B shape (16 GB, made there from a seed)
 #   peer       transformers with the same shape
 #   serve      `garrick serve` on that checkpoint under `garrick load`, and idle
