@@ -135,7 +135,9 @@ __device__ __forceinline__ void multiply_group(Sums<T>& sums, const WarpStage<T>
       for (int i = 0; i < T::M_TILES; ++i) {
         add_products(sums.of[i][j], products[i], even.scale, odd.scale);
         if (half == 0) products[i][0] = products[i][1] = products[i][2] = products[i][3] = 0.f;
-        if constexpr (F::HAS_MIN) add_products(sums.of[i][j], x_sums[i], even.min, odd.min);
+        // All columns have the same sums.
+        const float of_x[4] = {x_sums[i][0], x_sums[i][0], x_sums[i][2], x_sums[i][2]};
+        if constexpr (F::HAS_MIN) add_products(sums.of[i][j], of_x, even.min, odd.min);
       }
     }
   }
@@ -161,9 +163,10 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
     const int first = s * T::GROUPS, record = first / RECORD_GROUPS, index = first % RECORD_GROUPS;
     const WarpStage<T> stage(memory + s % T::STAGES * T::STAGE_BYTES,
                              memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES);
-    const int count = g.w.row_groups - first;
-    if (count >= T::GROUPS) {
-#pragma unroll
+    const int count = min(T::GROUPS, g.w.row_groups - first);
+    // With few rows groups are short, and several are computed at a time.
+    if (T::M_TILES == 1 && count == T::GROUPS) {
+#pragma unroll 4
       for (int group = 0; group < T::GROUPS; ++group) multiply_group(sums, stage, group, index + group, reader);
     } else {
 #pragma unroll 1

@@ -1,4 +1,4 @@
-"""Matrix products of an 8B model's shapes: our tiles beside torch.matmul, which is cuBLAS.
+"""Matrix products of an 8B model's shapes: our tiles beside torch.matmul, which is cuBLAS; then with quantised weights.
 
 Weights go round several copies where one would stay in the L2 cache. GB/s are the bytes of weights, rows and results.
 """
@@ -37,6 +37,16 @@ SHAPES = {
     "qkv": (4096, 6144), "out": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096), "head": (4096, 128256),
 }
 ROWS = (1, 4, 16, 64, 256, 2048)
+# Quantised weights (kernels/README.md): bits, what records hold, bytes of a record, and shared memory of each tile.
+FORMATS = {
+    "int4 (Q4_K)": ("int4", 4, 2, 16, (70400, 53248, 68608)),
+    "int4 (Q4_1)": ("int4", 4, 3, 32, (70400, 53248, 68608)),
+    "int8 (Q8_0)": ("int8", 8, 0, 16, (58880, 63488, 75776)),
+    "int8_half (Q6_K)": ("int8_half", 8, 4, 32, (60928, 65536, 77824)),
+}
+# Rows and columns of a tile, and threads.
+QUANT_TILES = {"m16": (16, 32, 128), "m64": (64, 64, 128), "m128": (128, 64, 256)}
+QUANT_SHAPES, QUANT_ROWS = ("qkv", "gate+up", "down"), (1, 4, 16, 64, 512)
 
 
 def chosen(m, n):
@@ -91,6 +101,62 @@ def measure(torch, kernels, found, limits, shape, m):
         "right": found.check(all(right))})
 
 
+def quantised(torch, n, k, bits, records, record_bytes):
+    """Random numbers, whose scales and minima are float16 of about 0.01: in a Q4_K, of what they are multiplied by."""
+    packed = torch.randint(0, 256, (n * (k // 32) * 4 * bits,), device="cuda", dtype=torch.uint8)
+    halves = torch.full((n * (k // 256), record_bytes // 2), 0.01, device="cuda", dtype=torch.float16)
+    if records == 2:
+        halves[:, :2] = torch.tensor([1e-3, -1e-3], device="cuda")
+        halves.view(torch.uint8)[:, 4:] = torch.randint(0, 256, (len(halves), 12), device="cuda", dtype=torch.uint8)
+    elif records == 4:
+        halves.view(torch.uint8)[:, :16] = torch.randint(0, 256, (len(halves), 16), device="cuda", dtype=torch.uint8)
+        halves[:, 8] = 1e-4
+    return torch.cat([packed, halves.view(torch.uint8).flatten()])
+
+
+def quant_launcher(torch, kernels, form, tile, x, w, out):
+    name, _, records, _, smem = FORMATS[form]
+    rows, columns, threads = QUANT_TILES[tile]
+    (m, k), n = x.shape, out.shape[1]
+    grid, of_tile = (-(-m // rows), -(-n // columns)), smem[list(QUANT_TILES).index(tile)]
+
+    def launch():
+        stream = torch.cuda.current_stream().cuda_stream
+        args = (out.data_ptr(), x.data_ptr(), w.data_ptr(), 0, m, n, k, records, n)
+        kernels.launch(stream, f"gemm_{name}_{tile}_bf16", grid, threads, of_tile, *args)
+
+    return launch
+
+
+def measure_quantised(torch, kernels, found, limits, form, shape, m):
+    """Beside our own product with bf16 weights. Every tile is to give the same bits."""
+    _, bits, records, record_bytes, _ = FORMATS[form]
+    k, n = SHAPES[shape]
+    bytes_of_weights = n * (k * bits // 8 + k // 256 * record_bytes)
+    sets = rounds(torch, bytes_of_weights)
+    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+    weights = [quantised(torch, n, k, bits, records, record_bytes) for _ in range(sets)]
+    out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+    times, outs = {}, []
+    for tile in QUANT_TILES:
+        out.fill_(torch.nan)
+        quant_launcher(torch, kernels, form, tile, x, weights[0], out)()
+        outs.append(out.clone())
+        launches = [quant_launcher(torch, kernels, form, tile, x, w, out) for w in weights] * max(1, 4 // sets)
+        times[tile] = median_ms(torch, launches)
+    right = outs[0].isfinite().all().item() and all(torch.equal(outs[0], other) for other in outs[1:])
+    del weights
+    wide = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(rounds(torch, 2 * n * k))]
+    bf16_ms = median_ms(torch, [launcher(torch, kernels, chosen(m), x, w, out) for w in wide])
+    tile = "m16" if m <= 16 else "m64" if m <= 64 else "m128"
+    ms, best = times[tile], min(times, key=times.get)
+    moved = bytes_of_weights + 2 * (m * k + m * n)
+    found.add("quantised gemm", weights=form, shape=f"{shape} {k}x{n}", m=m, tile=tile, **{
+        "ms": ms, "TFLOP/s": 2 * m * n * k / ms / 1e9, "GB/s": moved / ms / 1e6,
+        "of the copy bandwidth": moved / ms * 1e3 / limits.copy, "bf16 ms": bf16_ms, "over bf16": bf16_ms / ms,
+        "best tile": best, "same bits": found.check(right)})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=lambda text: [int(n) for n in text.split(",")], default=ROWS)
@@ -109,6 +175,13 @@ def main():
                 found.note(f"cut after {results.spent():.0f} s: {shape} {m} and later are missing")
                 sys.exit(not found.is_right)
             measure(torch, kernels, found, limits, shape, m)
+    for form in FORMATS:
+        for shape in [shape for shape in args.shapes if shape in QUANT_SHAPES]:
+            for m in QUANT_ROWS:
+                if results.is_over():
+                    found.note(f"cut after {results.spent():.0f} s: {form} {shape} {m} and later are missing")
+                    sys.exit(not found.is_right)
+                measure_quantised(torch, kernels, found, limits, form, shape, m)
     sys.exit(not found.is_right)
 
 
