@@ -53,7 +53,7 @@ impl Builds {
 
     /// The newest entry for one of the chips, made of this program's sources, by a certain compiler or any.
     pub fn find(&self, chips: &[String], compiler: Option<&str>) -> Option<Build> {
-        let of_chip = |entry: &&Entry| chips.iter().any(|chip| entry.chip == *chip);
+        let of_chip = |entry: &&Entry| chips.contains(&entry.chip);
         for entry in self.entries().iter().filter(of_chip) {
             let Some(manifest) = Manifest::read(&entry.path) else { continue };
             if manifest.sources != sources::hash() || compiler.is_some_and(|compiler| compiler != manifest.compiler) {
@@ -225,12 +225,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let builds = Builds::at(folder.path().join("deep/inside"));
         let (a, b) = ("sm_103a".to_owned(), "sm_110a".to_owned());
-        assert!(builds.find(&[a.clone()], None).is_none());
+        assert!(builds.find(std::slice::from_ref(&a), None).is_none());
         builds.put(&a, "one", &cubins(1)).unwrap();
         builds.put(&a, "two", &cubins(2)).unwrap();
         builds.put(&a, "one", &cubins(3)).unwrap();
         assert_eq!(first_byte(builds.find(&[b.clone(), a.clone()], Some("one"))), Some(3));
-        assert_eq!(first_byte(builds.find(&[a.clone()], Some("two"))), Some(2));
+        assert_eq!(first_byte(builds.find(std::slice::from_ref(&a), Some("two"))), Some(2));
         assert!(builds.find(&[a], Some("three")).is_none() && builds.find(&[b], None).is_none());
         assert_eq!(names(builds.folder()).len(), 2, "nothing but entries is left");
     }

@@ -51,7 +51,7 @@ impl Compiler {
         let folder = Unpacked::new(self)?;
         let total: u64 = KERNELS.iter().map(|source| source.text.len() as u64).sum();
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let (next, (sender, outcomes)) = (AtomicUsize::new(0), mpsc::channel());
+        let (next, (sender, outcomes)) = (AtomicUsize::new(0), mpsc::sync_channel(KERNELS.len()));
         progress(0, total);
         thread::scope(|scope| {
             for _ in 0..threads.min(KERNELS.len()) {

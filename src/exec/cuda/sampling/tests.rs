@@ -180,8 +180,8 @@ fn many_draws_of_small_rows() {
         let params = SamplingParams {
             temperature: (row % 3) as f32 / 2.0,
             top_k: (row % 2) as u32 * 5,
-            logprobs: (row % 5 > 0).then_some((row % 40).min(MAX_TOP) as u8),
-            logit_bias: if row % 4 == 0 { vec![(row as u32 % 33, 1.5)] } else { Vec::new() },
+            logprobs: (!row.is_multiple_of(5)).then_some((row % 40).min(MAX_TOP) as u8),
+            logit_bias: if row.is_multiple_of(4) { vec![(row as u32 % 33, 1.5)] } else { Vec::new() },
             seed: row as u64,
             ..SamplingParams::default()
         };
