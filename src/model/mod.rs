@@ -5,6 +5,7 @@
 pub mod decoder;
 pub mod gguf;
 pub mod ops;
+pub mod shard;
 pub mod source;
 pub mod spec;
 pub mod text;

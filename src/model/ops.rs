@@ -132,6 +132,8 @@ pub enum Role {
     Router,
     /// Everything else: inside of layers.
     Projection,
+    /// A projection whose products other devices' are added to ([`Ops::all_reduce`]): not to be rounded before.
+    Partial,
 }
 
 /// What a device could not do. Whoever meets it ends the step.
@@ -231,6 +233,9 @@ pub trait Ops {
     fn gather_logit_rows(&mut self, step: &Self::Step, x: &Self::Rows, out: &mut Self::Rows);
     /// Logits: `x * scale`, then the soft cap.
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
+    /// Adds up the rows of all devices that compute the model together, on each of them, in float32 and in the order of their
+    /// ranks: a value's bits depend neither on the other rows nor on time. A device that is alone has the sum already.
+    fn all_reduce(&mut self, _rows: &mut Self::Rows) {}
     /// Waits until all that was asked for is done.
     fn finish(&mut self) -> Result<(), DeviceError>;
     /// For each row of logits the lowest token of the largest, or [`NO_TOKEN`] where one is not a number. `None`: rows are as

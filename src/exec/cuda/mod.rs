@@ -18,6 +18,7 @@ mod memory;
 mod module;
 mod moe;
 mod ops;
+mod parts;
 mod product;
 mod rows;
 mod step;
@@ -28,7 +29,7 @@ mod weights;
 use std::sync::Arc;
 
 use self::attention::Records;
-use self::device::{Address, Device};
+use self::device::{Address, Communicator, Device};
 use self::kv::CudaKv;
 pub use self::kv::kv_bytes_per_block;
 use self::launch::Launch;
@@ -60,6 +61,11 @@ pub struct CudaOps {
     best: Scratch,
     tokens: Vec<TokenId>,
     host: Vec<f32>,
+    /// This rank's end of a group of devices that compute one model together.
+    communicator: Option<Arc<dyn Communicator>>,
+    /// Every rank's part of a sum, and this one's where it was not float32.
+    parts: Scratch,
+    widened: CudaRows,
 }
 
 impl CudaOps {
@@ -74,7 +80,15 @@ impl CudaOps {
             best: Scratch::default(),
             tokens: Vec::new(),
             host: Vec::new(),
+            communicator: None,
+            parts: Scratch::default(),
+            widened: CudaRows::default(),
         }
+    }
+
+    /// One rank of several, whose model is a shard: sums are taken over all of them.
+    pub fn of_group(device: Arc<dyn Device>, communicator: Arc<dyn Communicator>) -> CudaOps {
+        CudaOps { communicator: Some(communicator), ..CudaOps::new(device) }
     }
 
     /// Another lane on the same device, with KV memory and activations of its own.

@@ -51,7 +51,7 @@ impl CudaMatrix {
         self.memory.as_ref().map_or(0, Buffer::address)
     }
 
-    /// What a product with it gives: logits, of tokens or experts, are not rounded.
+    /// What a product with it gives: logits, of tokens or experts, and parts of sums are not rounded.
     pub fn product(&self) -> Element {
         if self.role == Role::Projection { Element::Bf16 } else { Element::F32 }
     }

@@ -3,11 +3,13 @@
 //! Everything above speaks of addresses and of kernels by name, so one launch code serves both, and is tested without a GPU.
 
 mod emulator;
+mod group;
 mod nvidia;
 
 use std::ffi::c_void;
 
 pub use self::emulator::{Emulator, Order};
+pub use self::group::{Communicator, Threads};
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
 use super::module;
 use crate::model::ops::DeviceError;
