@@ -8,6 +8,9 @@
 //! Invariant: what the ranks' attention and MLP give adds up to what the model's give. A rank's tensors share the model's
 //! bytes, or copy them when they are first read.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use super::spec::{MlpSpec, QkNorm, Spec};

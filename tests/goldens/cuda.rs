@@ -17,10 +17,6 @@ use crate::harness::project;
 /// Makes the device anew, whose memory then holds nothing of another model.
 type NewOps = Box<dyn Fn() -> CudaOps>;
 
-fn ops(device: impl Device + 'static) -> CudaOps {
-    CudaOps::new(Arc::new(device))
-}
-
 /// The first GPU, or the emulator with threads that take turns in this order; `None` where there is neither.
 fn cuda(order: Order) -> Option<NewOps> {
     match std::env::var("GARRICK_GOLDENS_ON").as_deref() {
@@ -34,10 +30,16 @@ fn cuda(order: Order) -> Option<NewOps> {
 fn real() -> Result<NewOps, String> {
     let gpu = gpus().map_err(|e| e.to_string())?.swap_remove(0);
     println!("on {} with the kernels for {}", gpu.name, gpu.kernels);
-    Ok(Box::new(move || ops(open_gpu(&gpu).unwrap())))
+    Ok(Box::new(move || CudaOps::new(Arc::new(open_gpu(&gpu).unwrap()))))
 }
 
 fn emulated(order: Order) -> Option<NewOps> {
+    let emulator = emulator(order)?;
+    Some(Box::new(move || CudaOps::new(emulator())))
+}
+
+/// Makes the emulator anew.
+pub fn emulator(order: Order) -> Option<Box<dyn Fn() -> Arc<dyn Device>>> {
     let library = project().join("target/kernels/libgarrick_kernels_shim.so");
     if !library.exists() {
         let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
@@ -46,7 +48,7 @@ fn emulated(order: Order) -> Option<NewOps> {
         return None;
     }
     // SAFETY: built from this tree by the script.
-    Some(Box::new(move || ops(unsafe { Emulator::open(&library, order) }.unwrap())))
+    Some(Box::new(move || Arc::new(unsafe { Emulator::open(&library, order) }.unwrap())))
 }
 
 /// How far rounding of activations may carry logits, over what PyTorch's own bfloat16 run of the model shows.
@@ -57,14 +59,20 @@ fn check_rounded(name: &str, new_ops: impl Fn() -> CudaOps, dtype: KvDtype, is_m
     for case in cases(name, golden.prompts.len()) {
         let mut model = Model::load(new_ops(), name, dtype, case.max_model_len);
         for i in case.prompts {
-            let expected = &golden.logits[i];
             let logits = model.prefill(&golden.prompts[i], 48);
-            let error = if is_moe { median_rms(&logits, expected, model.vocab) } else { rms(&logits, expected) };
-            let bound = ALLOWED * golden.bf16_error[i].rms;
-            println!("{name}, prompt {i}, {dtype:?}: rms error {error}, {} of the bound", error / bound);
-            assert!(error <= bound, "{name}, prompt {i}, {dtype:?}: rms error {error} above {bound}");
+            check_error(name, &golden, i, &logits, is_moe, &format!("{dtype:?}"));
         }
     }
+}
+
+/// Logits of all positions of a prompt against the reference's.
+pub fn check_error(name: &str, golden: &Golden, prompt: usize, logits: &[f32], is_moe: bool, how: &str) {
+    let expected = &golden.logits[prompt];
+    let vocab = expected.len() / golden.prompts[prompt].len();
+    let error = if is_moe { median_rms(logits, expected, vocab) } else { rms(logits, expected) };
+    let bound = ALLOWED * golden.bf16_error[prompt].rms;
+    println!("{name}, prompt {prompt}, {how}: rms error {error}, {} of the bound", error / bound);
+    assert!(error <= bound, "{name}, prompt {prompt}, {how}: rms error {error} above {bound}");
 }
 
 macro_rules! on_cuda {

@@ -30,6 +30,7 @@ mod cuda;
 mod executor;
 mod harness;
 mod naive;
+mod parallel;
 mod routed;
 
 use garrick::exec::cpu::{Compute, CpuOps, CpuOptions, Isa};

@@ -16,7 +16,7 @@ use crate::model::source::ModelSource;
 
 /// Share of the memory left after the weights that the KV cache gets, where nothing else is configured; the rest is for
 /// activations.
-const MEMORY_SHARE: f64 = 0.9;
+pub const MEMORY_SHARE: f64 = 0.9;
 
 pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progress) -> Result<Lanes, EngineError> {
     let lanes = config.engine.lanes;
@@ -62,7 +62,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
 }
 
 /// `auto` is what the kernels are made for.
-fn kv_dtype(config: &Config) -> KvDtype {
+pub fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Int8 => KvDtype::Int8,
@@ -71,7 +71,7 @@ fn kv_dtype(config: &Config) -> KvDtype {
 }
 
 /// What was asked for and is the CPU's alone.
-fn obstacles(config: &Config) -> Vec<String> {
+pub fn obstacles(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if !matches!(config.engine.weights, Weights::Auto | Weights::Bf16) {
         warnings.push("engine.weights applies to the CPU only: on GPUs weights are bf16".to_owned());

@@ -23,7 +23,7 @@ mod product;
 mod rows;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod weights;
 
 use std::sync::Arc;

@@ -11,13 +11,15 @@ use crate::model::weights::{Dtype, Tensor};
 
 /// Memory of the host, and kernels that do nothing but count, until one fails.
 #[derive(Default)]
-struct Faulty {
-    launched: Mutex<Vec<&'static str>>,
+pub struct Faulty {
+    pub launched: Mutex<Vec<&'static str>>,
+    /// What a later launch comes to, after so many good ones.
+    pub later: Mutex<Option<(usize, fn() -> DeviceError)>>,
     /// The error of the next launch.
     launch: Mutex<Option<DeviceError>>,
     /// The error of the next allocation.
     allocation: Mutex<Option<DeviceError>>,
-    allocated: Mutex<Vec<(Address, Layout)>>,
+    pub allocated: Mutex<Vec<(Address, Layout)>>,
 }
 
 impl Faulty {
@@ -73,6 +75,11 @@ impl Device for Faulty {
     unsafe fn launch(&self, kernel: &'static str, _: Shape, _: &mut [*mut c_void]) -> Result<(), DeviceError> {
         if let Some(error) = self.launch.lock().unwrap().take() {
             return Err(error);
+        }
+        let later = self.later.lock().unwrap().take();
+        match later {
+            Some((0, fault)) => return Err(fault()),
+            later => *self.later.lock().unwrap() = later.map(|(left, fault)| (left - 1, fault)),
         }
         self.launched.lock().unwrap().push(kernel);
         Ok(())

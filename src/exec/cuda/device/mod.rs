@@ -4,12 +4,14 @@
 
 mod emulator;
 mod group;
+mod nccl;
 mod nvidia;
 
 use std::ffi::c_void;
 
 pub use self::emulator::{Emulator, Order};
 pub use self::group::{Communicator, Threads};
+pub use self::nccl::connect;
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
 use super::module;
 use crate::model::ops::DeviceError;
