@@ -1,5 +1,6 @@
 """`garrick bench` on a random checkpoint of a real size: decode against the time of reading weights and K and V once,
-prefill against the time of its multiplications, both at the rates measured just before.
+prefill against the time of its multiplications, both at the rates measured just before. By cuBLASLt where there is one, and
+with engine.batch_invariant, by own kernels: what that costs.
 """
 
 import argparse
@@ -67,12 +68,16 @@ def main():
     found.note(f"checkpoint after {results.spent():.0f} s: {folder}, {billions:.3f} billion parameters; prompts of "
                f"{args.prompt_tokens} tokens, {args.output_tokens} generated")
     failures = 0
-    for way, options in (("default", []), ("steps of 4096", ["--set", "scheduler.max_batch_tokens=4096"])):
+    large, invariant = ["--set", "scheduler.max_batch_tokens=4096"], ["--set", "engine.batch_invariant=true"]
+    ways = {"default": [], "batch invariant": invariant, "steps of 4096": large,
+            "steps of 4096, batch invariant": large + invariant}
+    for way, options in ways.items():
         report = bench(folder, args.batches, args, *options)
         if report is None:
             failures += 1
             found.note(f"garrick bench ({way}) failed")
         else:
+            found.note(f"{way}: {report['device']}")
             add_rows(found, args.shape, limits, report, way)
         found.note(f"after {results.spent():.0f} s")
     sys.exit(failures > 0)

@@ -19,6 +19,8 @@ pub enum KvDtype {
     Bf16,
     /// Multiples of a scale for each token and head.
     Int8,
+    /// FP8 E4M3 (OCP 8-bit floating point, revision 1.0) of a scale for each token and head. On GPUs only.
+    Fp8,
 }
 
 /// One step's tokens, sequence by sequence, in plain arrays that can be copied to a device as they are.

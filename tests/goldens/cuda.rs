@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use garrick::exec::Executor;
 use garrick::exec::cuda::CudaOps;
+use garrick::exec::cuda::device::libraries::{Missing, Places, Wanted};
 use garrick::exec::cuda::device::{Device, Emulator, Order, gpus, open_gpu};
 
 use super::executor::{MODEL, executor_on, greedy, plan, rows};
@@ -16,6 +17,10 @@ use crate::harness::project;
 
 /// Makes the device anew, whose memory then holds nothing of another model.
 type NewOps = Box<dyn Fn() -> CudaOps>;
+
+fn ops(device: impl Device + 'static) -> CudaOps {
+    CudaOps::new(Arc::new(device))
+}
 
 /// The first GPU, or the emulator with threads that take turns in this order; `None` where there is neither.
 fn cuda(order: Order) -> Option<NewOps> {
@@ -30,7 +35,7 @@ fn cuda(order: Order) -> Option<NewOps> {
 fn real() -> Result<NewOps, String> {
     let gpu = gpus().map_err(|e| e.to_string())?.swap_remove(0);
     println!("on {} with the kernels for {}", gpu.name, gpu.kernels);
-    Ok(Box::new(move || CudaOps::new(Arc::new(open_gpu(&gpu).unwrap()))))
+    Ok(Box::new(move || ops(open_gpu(&gpu).unwrap())))
 }
 
 fn emulated(order: Order) -> Option<NewOps> {
@@ -49,6 +54,84 @@ pub fn emulator(order: Order) -> Option<Box<dyn Fn() -> Arc<dyn Device>>> {
     }
     // SAFETY: built from this tree by the script.
     Some(Box::new(move || Arc::new(unsafe { Emulator::open(&library, order) }.unwrap())))
+}
+
+/// The same with products by cuBLASLt: on a GPU the real one, on the emulator the stand-in; `None` where there is none. And whether
+/// it is the stand-in.
+fn with_cublaslt() -> Option<(NewOps, bool)> {
+    let on = std::env::var("GARRICK_GOLDENS_ON");
+    let gpu = if on.as_deref() == Ok("emulator") { None } else { gpus().ok().map(|mut gpus| gpus.swap_remove(0)) };
+    assert!(gpu.is_some() || on.as_deref() != Ok("gpu"), "GARRICK_GOLDENS_ON=gpu, and a GPU");
+    let stand_in = project().join("target/kernels/stand-in");
+    let places = if gpu.is_some() { Places::new(None) } else { Places::new(stand_in.to_str()) };
+    let library = match places.open(Wanted::CublasLt) {
+        Ok(opened) => opened,
+        Err(missing @ Missing::NotFound { .. }) => {
+            assert!(gpu.is_some() || std::env::var("CI").as_deref() != Ok("true"), "scripts/check-kernels.sh shim");
+            eprintln!("skipped: {missing}");
+            return None;
+        }
+        Err(missing) => panic!("{missing}"),
+    };
+    let is_stand_in = gpu.is_none();
+    let new_ops: NewOps = Box::new(move || match &gpu {
+        Some(gpu) => {
+            let mut device = open_gpu(gpu).unwrap();
+            println!("products by {}", device.use_cublaslt(&library).unwrap());
+            ops(device)
+        }
+        None => {
+            let shim = project().join("target/kernels/libgarrick_kernels_shim.so");
+            // SAFETY: both were built from this tree by the script.
+            unsafe {
+                let mut device = Emulator::open(&shim, Order::Forward).unwrap();
+                device.use_cublaslt(&library).unwrap();
+                ops(device)
+            }
+        }
+    });
+    Some((new_ops, is_stand_in))
+}
+
+/// Products that the stand-in did for this thread, and what it found wrong.
+fn stand_in() -> (i32, String) {
+    use std::ffi::{CStr, c_char, c_int};
+    let path = project().join("target/kernels/stand-in/libcublasLt.so.13");
+    // SAFETY: built from this tree by the script; the functions have these types, and nothing is called after it is closed.
+    unsafe {
+        let library = libloading::Library::new(path).unwrap();
+        let multiplied = library.get::<unsafe extern "C" fn() -> c_int>(b"stand_in_multiplied\0").unwrap();
+        let complaint = library.get::<unsafe extern "C" fn() -> *const c_char>(b"stand_in_complaint\0").unwrap();
+        (multiplied(), CStr::from_ptr(complaint()).to_string_lossy().into_owned())
+    }
+}
+
+/// Nothing here compares rows of different steps: what a library gives for a row may depend on the others.
+fn check_with_cublaslt(name: &str, is_moe: bool) {
+    let Some((device, is_stand_in)) = with_cublaslt() else { return };
+    check_rounded(name, &device, KvDtype::Bf16, is_moe);
+    if is_stand_in {
+        let (multiplied, complaint) = stand_in();
+        assert_eq!(complaint, "", "{name}");
+        assert!(multiplied > 0, "{name}: the library multiplied nothing");
+    }
+}
+
+macro_rules! with_cublaslt {
+    ($test:ident, $name:literal, $is_moe:literal) => {
+        mod $test {
+            #[test]
+            fn rounded_with_cublaslt() {
+                super::check_with_cublaslt($name, $is_moe);
+            }
+        }
+    };
+}
+
+mod library {
+    use super::check_with_cublaslt;
+
+    models!(with_cublaslt);
 }
 
 /// How far rounding of activations may carry logits, over what PyTorch's own bfloat16 run of the model shows.
@@ -99,6 +182,32 @@ macro_rules! on_cuda {
 }
 
 models!(on_cuda);
+
+/// K and V in bytes, by the tiles and by the plain kernel: how far each format carries logits away from those with K and V
+/// in float32, all else being equal.
+#[test]
+fn narrow_caches() {
+    for name in ["llama-yarn-head64", "gemma2"] {
+        let Some(device) = cuda(Order::Forward) else { return };
+        let golden = Golden::read(name);
+        let logits = |dtype: KvDtype| -> Vec<f32> {
+            let mut model = Model::load(device(), name, dtype, None);
+            golden.prompts[..4].iter().flat_map(|prompt| model.prefill(prompt, 48)).collect()
+        };
+        let wide = logits(KvDtype::F32);
+        let [bf16, int8, fp8] = [KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8].map(|dtype| rms(&logits(dtype), &wide));
+        println!(
+            "{name}: rms of the difference to f32: bf16 {bf16}, int8 {int8}, fp8 {fp8} ({} of int8's)",
+            fp8 / int8
+        );
+        assert!(bf16 < int8 && int8 < fp8, "{name}: bf16 {bf16}, int8 {int8}, fp8 {fp8}");
+        assert!(fp8 <= FP8_OVER_INT8 * int8, "{name}: {} of int8's", fp8 / int8);
+    }
+}
+
+/// FP8 has three bits behind the first one of a number, however small; int8 has as many as there are under the largest.
+/// Measured on the emulator: 3.4 by the tiles, 2.8 by the plain kernel.
+const FP8_OVER_INT8: f32 = 4.0;
 
 /// Where only the best tokens are wanted they are found on the device; asked for log-probabilities too, on the host.
 #[test]

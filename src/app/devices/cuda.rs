@@ -7,7 +7,9 @@ use super::super::memory::{self, Demand};
 use super::Lanes;
 use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
 use crate::exec::Executor;
-use crate::exec::cuda::device::{Gpu, open_gpu};
+use crate::exec::cuda::device::libraries::{Missing, Places, Wanted};
+use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu_with};
+use crate::exec::cuda::kernels::KernelOptions;
 use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
 use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
@@ -26,11 +28,15 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let mut executors = Vec::with_capacity(lanes);
     let mut fewest_blocks = usize::MAX;
     let mut weight_bytes = 0;
+    let mut warnings = obstacles(config);
+    let kernels = kernel_options(config);
     for (index, gpu) in used.iter().enumerate() {
         // Lane i is on GPU i, modulo their number.
         let own_lanes = (index..lanes).step_by(used.len()).count();
+        let mut device = open_gpu_with(gpu, &kernels, &mut |done, total| progress("compiling kernels", done, total))?;
+        let products = products(config, &mut device, &mut warnings);
+        let mut first = CudaOps::new(Arc::new(device));
         let mut on_load = |done, total| progress("loading weights", done, total);
-        let mut first = CudaOps::new(Arc::new(open_gpu(gpu)?));
         let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
         let free = first.free_bytes()?;
         weight_bytes = gpu.free_bytes.saturating_sub(free);
@@ -47,18 +53,55 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
             let decoder = own[0].1.share(&mut ops);
             own.push((ops, decoder));
         }
-        executors.push(own);
+        executors.push((own, products));
     }
     let mut boxed = Vec::with_capacity(lanes);
-    for (gpu, own) in used.iter().zip(executors) {
+    for (gpu, (own, products)) in used.iter().zip(executors) {
         for (ops, decoder) in own {
-            let device = format!("cuda:{} ({})", gpu.ordinal, gpu.name);
+            let device = format!("cuda:{} ({}, products by {products})", gpu.ordinal, gpu.name);
             let executor = ModelExecutor::new(ops, decoder, device, dtype, fewest_blocks)?;
             boxed.push(Box::new(executor) as Box<dyn Executor>);
         }
     }
     let weights = format!("bf16, {} MiB, computed in bf16", weight_bytes >> 20);
-    Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings: obstacles(config) })
+    Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings })
+}
+
+/// Where kernels come from.
+pub fn kernel_options(config: &Config) -> KernelOptions {
+    KernelOptions {
+        libraries: Places::new(config.engine.cuda_libraries.as_deref()),
+        folder: config.engine.cuda_kernels.as_ref().map(Into::into),
+    }
+}
+
+/// Has products done as configured, as far as it can be. Says by what.
+pub fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>) -> String {
+    const OWN: &str = "own kernels";
+    if config.engine.batch_invariant {
+        return OWN.into();
+    }
+    let opened = match Places::new(config.engine.cuda_libraries.as_deref()).open(Wanted::CublasLt) {
+        Ok(opened) => opened,
+        Err(missing) => {
+            match missing {
+                Missing::NotFound { .. } => tracing::info!("products are by own kernels: {missing}"),
+                Missing::Unusable { .. } => warnings.push(format!("products are by own kernels: {missing}")),
+            }
+            return OWN.into();
+        }
+    };
+    let path = opened.path.display();
+    match device.use_cublaslt(&opened) {
+        Ok(about) => {
+            tracing::info!("products are by {about} ({path})");
+            about
+        }
+        Err(reason) => {
+            warnings.push(format!("products are by own kernels: {path} does not start: {reason}"));
+            OWN.into()
+        }
+    }
 }
 
 /// `auto` is what the kernels are made for.
@@ -66,6 +109,7 @@ pub fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Fp8 => KvDtype::Fp8,
         KvChoice::Bf16 | KvChoice::Auto => KvDtype::Bf16,
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
 use super::Lanes;
-use super::cuda::{MEMORY_SHARE, kv_dtype, obstacles};
+use super::cuda::{MEMORY_SHARE, kernel_options, kv_dtype, obstacles, products};
 use crate::base::config::Config;
 use crate::exec::Executor;
-use crate::exec::cuda::device::{Absent, Communicator, Gpu, Nvidia, connect, open_gpu};
+use crate::exec::cuda::device::{Absent, Communicator, Gpu, connect, open_gpu_with};
 use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
 use crate::exec::parallel::TensorParallel;
 use crate::model::decoder::Decoder;
@@ -45,8 +45,9 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let block_bytes = kv_bytes_per_block(&spec, dtype).ok_or(EngineError::KvShape)?;
     let mut loaded = Vec::with_capacity(groups.len());
     let (mut fewest_blocks, mut weight_bytes) = (usize::MAX, 0);
+    let mut warnings = obstacles(config);
     for gpus in &groups {
-        let group = Group::load(gpus, source, progress)?;
+        let group = Group::load(config, gpus, source, &mut warnings, progress)?;
         let demand = Demand {
             block_bytes,
             num_lanes: 1,
@@ -60,12 +61,13 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     }
     let mut executors = Vec::with_capacity(groups.len());
     for (gpus, group) in groups.iter().zip(loaded) {
-        executors.push(group.executor(label(gpus), dtype, fewest_blocks)?);
+        let device = label(gpus, &group.products);
+        executors.push(group.executor(device, dtype, fewest_blocks)?);
     }
     let weights = format!("bf16, {} MiB on each of {num_ranks} GPUs, computed in bf16", weight_bytes >> 20);
     // Of all ranks, as a lane's block has a part on each.
     let block_bytes = num_ranks * block_bytes;
-    Ok(Lanes { executors, num_blocks: fewest_blocks, block_bytes, weights, warnings: obstacles(config) })
+    Ok(Lanes { executors, num_blocks: fewest_blocks, block_bytes, weights, warnings })
 }
 
 /// The GPUs of each lane: consecutive ones.
@@ -88,10 +90,10 @@ fn groups(gpus: &[Gpu], num_ranks: usize, lanes: usize) -> Result<Vec<&[Gpu]>, G
     Ok(used)
 }
 
-/// As `cuda:0,1 (NVIDIA H200)`.
-fn label(gpus: &[Gpu]) -> String {
+/// As `cuda:0,1 (NVIDIA H200, products by own kernels)`.
+fn label(gpus: &[Gpu], products: &str) -> String {
     let ordinals: Vec<String> = gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
-    format!("cuda:{} ({})", ordinals.join(","), gpus[0].name)
+    format!("cuda:{} ({}, products by {products})", ordinals.join(","), gpus[0].name)
 }
 
 /// A shard on each GPU.
@@ -101,12 +103,31 @@ struct Group {
     /// Of the GPU that has least left.
     free_bytes: usize,
     weight_bytes: usize,
+    /// What multiplies.
+    products: String,
 }
 
 impl Group {
-    fn load(gpus: &[Gpu], source: &ModelSource, progress: Progress) -> Result<Group, EngineError> {
-        let devices = gpus.iter().map(|gpu| open_gpu(gpu).map(Arc::new)).collect::<Result<Vec<Arc<Nvidia>>, _>>()?;
-        let communicators = connect(&devices)?;
+    fn load(
+        config: &Config,
+        gpus: &[Gpu],
+        source: &ModelSource,
+        warnings: &mut Vec<String>,
+        progress: Progress,
+    ) -> Result<Group, EngineError> {
+        let kernels = kernel_options(config);
+        let (mut devices, mut multipliers) = (Vec::with_capacity(gpus.len()), Vec::with_capacity(gpus.len()));
+        for gpu in gpus {
+            let mut device =
+                open_gpu_with(gpu, &kernels, &mut |done, total| progress("compiling kernels", done, total))?;
+            multipliers.push(products(config, &mut device, warnings));
+            devices.push(Arc::new(device));
+        }
+        let products = multipliers.swap_remove(0);
+        if let Some(other) = multipliers.into_iter().find(|other| *other != products) {
+            return Err(GroupError::Unlike { one: products, other }.into());
+        }
+        let communicators = connect(&devices, &kernels.libraries)?;
         let num_ranks = gpus.len();
         let mut ranks = Vec::with_capacity(num_ranks);
         let (mut free_bytes, mut weight_bytes) = (usize::MAX, 0);
@@ -124,7 +145,7 @@ impl Group {
             weight_bytes = weight_bytes.max(before.saturating_sub(free));
             ranks.push((ops, decoder));
         }
-        Ok(Group { ranks, communicators, free_bytes, weight_bytes })
+        Ok(Group { ranks, communicators, free_bytes, weight_bytes, products })
     }
 
     fn executor(self, device: String, dtype: KvDtype, num_blocks: usize) -> Result<Box<dyn Executor>, DeviceError> {
@@ -145,7 +166,8 @@ mod tests {
             capability: (9, 0),
             total_bytes: 1 << 30,
             free_bytes: 1 << 30,
-            kernels: "sm_90a",
+            kernels: "sm_90a".to_owned(),
+            is_prebuilt: true,
         };
         names.iter().enumerate().map(gpu).collect()
     }
@@ -153,10 +175,11 @@ mod tests {
     #[test]
     fn lanes_have_consecutive_gpus_and_the_rest_is_left() {
         let gpus = gpus(&["H200", "H200", "L4", "L4", "L4"]);
-        let ordinals =
-            |lanes: usize| -> Vec<String> { groups(&gpus, 2, lanes).unwrap().into_iter().map(label).collect() };
-        assert_eq!(ordinals(1), ["cuda:0,1 (H200)"]);
-        assert_eq!(ordinals(2), ["cuda:0,1 (H200)", "cuda:2,3 (L4)"]);
+        let ordinals = |lanes: usize| -> Vec<String> {
+            groups(&gpus, 2, lanes).unwrap().into_iter().map(|gpus| label(gpus, "hand")).collect()
+        };
+        assert_eq!(ordinals(1), ["cuda:0,1 (H200, products by hand)"]);
+        assert_eq!(ordinals(2), ["cuda:0,1 (H200, products by hand)", "cuda:2,3 (L4, products by hand)"]);
     }
 
     #[test]

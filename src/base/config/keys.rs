@@ -53,11 +53,14 @@ pub const KEYS: &[Key] = &[
     key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[
         ("f32", Compute::F32), ("bf16", Compute::Bf16), ("int8", Compute::Int8),
     ]))),
+    key("engine.batch_invariant", |c, v| put(&mut c.engine.batch_invariant, v.boolean())),
+    key("engine.cuda_libraries", |c, v| put(&mut c.engine.cuda_libraries, opt(v, |v| v.text(4096)))),
+    key("engine.cuda_kernels", |c, v| put(&mut c.engine.cuda_kernels, opt(v, |v| v.text(4096)))),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, opt(v, |v| v.number(0.0, 0.95)))),
     key("kv.dtype", |c, v| put(&mut c.kv.dtype, v.word(&[
-        ("auto", KvDtype::Auto), ("f32", KvDtype::F32), ("bf16", KvDtype::Bf16), ("int8", KvDtype::Int8),
+        ("auto", KvDtype::Auto), ("f32", KvDtype::F32), ("bf16", KvDtype::Bf16), ("int8", KvDtype::Int8), ("fp8", KvDtype::Fp8),
     ]))),
     key("kv.prefix_cache", |c, v| put(&mut c.kv.prefix_cache, v.boolean())),
     key("scheduler.max_batch_tokens", |c, v| put(&mut c.scheduler.max_batch_tokens, v.int(1..=65_536))),

@@ -190,6 +190,9 @@ impl Ops for CpuOps {
     }
 
     fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
+        if dtype == KvDtype::Fp8 {
+            return Err(DeviceError::Failed(kv::NO_FP8.into()));
+        }
         Ok(self.kv.insert(KvCache::new(spec, dtype, num_blocks)).bytes())
     }
 

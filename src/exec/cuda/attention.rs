@@ -36,6 +36,11 @@ macro_rules! by_dtype_and_dim {
             (KvDtype::Int8, 96) => Some(concat!($prefix, "_int8_d96")),
             (KvDtype::Int8, 128) => Some(concat!($prefix, "_int8_d128")),
             (KvDtype::Int8, 256) => Some(concat!($prefix, "_int8_d256")),
+            (KvDtype::Fp8, 64) => Some(concat!($prefix, "_fp8_d64")),
+            (KvDtype::Fp8, 80) => Some(concat!($prefix, "_fp8_d80")),
+            (KvDtype::Fp8, 96) => Some(concat!($prefix, "_fp8_d96")),
+            (KvDtype::Fp8, 128) => Some(concat!($prefix, "_fp8_d128")),
+            (KvDtype::Fp8, 256) => Some(concat!($prefix, "_fp8_d256")),
             _ => None,
         }
     };
@@ -94,6 +99,7 @@ impl Attend<'_> {
             KvDtype::F32 => "attention_plain_f32",
             KvDtype::Bf16 => "attention_plain_bf16",
             KvDtype::Int8 => "attention_plain_int8",
+            KvDtype::Fp8 => "attention_plain_fp8",
         };
         let grid = [spans.max_rows(), self.attention.num_heads, spans.spans.len()];
         let launch = Launch::new(kernel, grid).threads(THREADS).address(out.address());

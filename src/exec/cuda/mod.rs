@@ -11,7 +11,10 @@
 //! (but see [`KvDtype`]).
 
 mod attention;
+mod builds;
+pub mod compile;
 pub mod device;
+pub mod kernels;
 mod kv;
 mod launch;
 mod memory;
@@ -21,6 +24,7 @@ mod ops;
 mod parts;
 mod product;
 mod rows;
+mod sources;
 mod step;
 #[cfg(test)]
 pub(super) mod tests;

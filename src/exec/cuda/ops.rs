@@ -150,6 +150,7 @@ impl Ops for CudaOps {
                 KvDtype::F32 => "rotate_and_store_f32",
                 KvDtype::Bf16 => "rotate_and_store_bf16",
                 KvDtype::Int8 => "rotate_and_store_int8",
+                KvDtype::Fp8 => "rotate_and_store_fp8",
             };
             let mut launch = Launch::new(kernel, [qkv.rows(), chunks, 1]).address(qkv.address());
             for address in kv.addresses(layer) {

@@ -1,11 +1,14 @@
-//! Matrix products: which kernel multiplies, and in which tiles.
+//! Matrix products: whether a library multiplies, or which kernel and in which tiles.
 //!
-//! Invariant: the choice depends on the number of rows, and never changes a row's bits.
+//! Invariant: the choice between own kernels depends on the number of rows, and never changes a row's bits. A device that
+//! has a library for products (`engine.batch_invariant: false`) gives no such promise: there the bits of a row may depend on
+//! how many rows it has beside it, so nothing may compare rows of different steps bit for bit.
 
-use super::CudaOps;
+use super::device::{Address, Product};
 use super::launch::Launch;
 use super::rows::{CudaRows, Element};
 use super::weights::{CudaMatrix, CudaVector};
+use super::{CudaOps, chunks};
 use crate::model::ops::DeviceError;
 
 /// What a block of a matrix product computes, and takes.
@@ -44,8 +47,11 @@ impl CudaOps {
     ) -> Result<(), DeviceError> {
         assert_eq!(x.width(), w.cols, "width of activations and weights");
         out.reshape(&self.device, x.rows(), w.rows, w.product())?;
-        let (kernel, tile) = product_tile(x.rows(), out.element());
         let from = self.as_bf16(x)?;
+        if self.multiply_by_library(from, w, bias, out)? {
+            return Ok(());
+        }
+        let (kernel, tile) = product_tile(x.rows(), out.element());
         let grid = [x.rows().div_ceil(tile.rows), w.rows.div_ceil(tile.cols), 1];
         let launch = Launch::new(kernel, grid)
             .threads(tile.threads)
@@ -59,5 +65,34 @@ impl CudaOps {
             .int(w.cols);
         // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
         unsafe { self.start(launch) }
+    }
+
+    /// Whether the device has something for the product, and has started it.
+    fn multiply_by_library(
+        &self,
+        x: Address,
+        w: &CudaMatrix,
+        bias: Option<&CudaVector>,
+        out: &CudaRows,
+    ) -> Result<bool, DeviceError> {
+        let (m, n, k, element) = (out.rows(), w.rows, w.cols, out.element());
+        if m * n * k == 0 {
+            return Ok(false);
+        }
+        let product = Product { out: out.address(), x, w: w.address(), m, n, k, element };
+        // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
+        match unsafe { self.device.multiply(&product) } {
+            None => return Ok(false),
+            Some(started) => started?,
+        }
+        let Some(bias) = bias else { return Ok(true) };
+        let kernel = match element {
+            Element::F32 => "add_bias_f32",
+            Element::Bf16 => "add_bias_bf16",
+        };
+        let launch = Launch::new(kernel, [m, chunks(n), 1]).address(out.address()).address(bias.address()).int(n);
+        // SAFETY: a bias for each column.
+        unsafe { self.start(launch)? };
+        Ok(true)
     }
 }

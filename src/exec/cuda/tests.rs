@@ -1,17 +1,16 @@
 //! What becomes of a device's errors. That launches are right is shown by the golden models on the emulator.
 
-use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::Mutex;
 
-use super::device::Shape;
+use super::device::{Emulator, Shape};
 use super::*;
 use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
 
-/// Memory of the host, and kernels that do nothing but count, until one fails.
-#[derive(Default)]
+/// The emulator's memory, and kernels that do nothing but count, until one fails.
 pub struct Faulty {
+    pub memory: Emulator,
     pub launched: Mutex<Vec<&'static str>>,
     /// What a later launch comes to, after so many good ones.
     pub later: Mutex<Option<(usize, fn() -> DeviceError)>>,
@@ -19,57 +18,51 @@ pub struct Faulty {
     launch: Mutex<Option<DeviceError>>,
     /// The error of the next allocation.
     allocation: Mutex<Option<DeviceError>>,
-    pub allocated: Mutex<Vec<(Address, Layout)>>,
 }
 
 impl Faulty {
+    pub fn new() -> Faulty {
+        let (launched, later, launch, allocation) = Default::default();
+        Faulty { memory: Emulator::bare(), launched, later, launch, allocation }
+    }
+
     fn launched(&self) -> usize {
         self.launched.lock().unwrap().len()
     }
 }
 
+// What takes addresses is the emulator's, with its contract.
 impl Device for Faulty {
     fn name(&self) -> String {
         "faulty".into()
     }
 
     fn free_bytes(&self) -> Result<usize, DeviceError> {
-        Ok(1 << 20)
+        self.memory.free_bytes()
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
-        if let Some(error) = self.allocation.lock().unwrap().take() {
-            return Err(error);
-        }
-        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
-        // SAFETY: the layout has a size.
-        let address = unsafe { std::alloc::alloc_zeroed(layout) } as Address;
-        self.allocated.lock().unwrap().push((address, layout));
-        Ok(address)
+        self.allocation.lock().unwrap().take().map_or_else(|| self.memory.allocate(bytes), Err)
     }
 
     unsafe fn free(&self, address: Address) {
-        let mut allocated = self.allocated.lock().unwrap();
-        let index = allocated.iter().position(|(a, _)| *a == address).expect("allocated, and freed once");
-        let (_, layout) = allocated.swap_remove(index);
-        // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+        // SAFETY: the caller's promise.
+        unsafe { self.memory.free(address) };
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
+        unsafe { self.memory.upload(to, from) }
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
+        unsafe { self.memory.download(to, from) }
     }
 
-    unsafe fn clear(&self, _: Address, _: usize) -> Result<(), DeviceError> {
-        Ok(())
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.memory.clear(to, bytes) }
     }
 
     unsafe fn launch(&self, kernel: &'static str, _: Shape, _: &mut [*mut c_void]) -> Result<(), DeviceError> {
@@ -86,7 +79,7 @@ impl Device for Faulty {
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
-        Ok(())
+        self.memory.finish()
     }
 }
 
@@ -108,7 +101,7 @@ fn step(ops: &mut CudaOps, table: &CudaMatrix) -> Result<usize, DeviceError> {
 
 #[test]
 fn the_first_error_stops_the_step_and_a_later_step_runs() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let table = matrix(&mut ops);
     let failed = DeviceError::Failed("the first".into());
@@ -126,7 +119,7 @@ fn the_first_error_stops_the_step_and_a_later_step_runs() {
 
 #[test]
 fn a_lost_device_stays_lost() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let table = matrix(&mut ops);
     let lost = DeviceError::Lost("fell off the bus".into());
@@ -139,7 +132,7 @@ fn a_lost_device_stays_lost() {
 
 #[test]
 fn what_fails_in_loading_comes_out_before_the_first_step_and_nothing_is_left() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let first = matrix(&mut ops);
     let full = DeviceError::Failed("no 1 MiB left".into());
@@ -149,12 +142,12 @@ fn what_fails_in_loading_comes_out_before_the_first_step_and_nothing_is_left() {
     assert_eq!(ops.free_bytes(), Err(full));
     assert!(first.address() != 0);
     drop((first, second, third, ops));
-    assert!(device.allocated.lock().unwrap().is_empty(), "memory that nobody gave back");
+    assert_eq!(device.memory.num_allocations(), 0, "memory that nobody gave back");
 }
 
 #[test]
 fn an_empty_grid_starts_nothing() {
-    let device = Faulty::default();
+    let device = Faulty::new();
     for grid in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
         // SAFETY: nothing is started.
         unsafe { Launch::new("any", grid).start(&device) }.unwrap();
@@ -164,7 +157,7 @@ fn an_empty_grid_starts_nothing() {
 
 #[test]
 fn a_matrix_of_parts_in_several_formats_is_bfloat16_row_by_row() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let values = [1.0f32, -2.5, 3.0, 0.1];
     let plain: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -6,11 +6,14 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
+use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::{Address, Device, Shape};
+use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
+use super::libraries::Opened;
+use super::{Address, Device, Product, Shape};
 use crate::model::ops::DeviceError;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, usize, *mut *mut c_void, u32) -> c_int;
@@ -30,9 +33,11 @@ pub enum Order {
 }
 
 pub struct Emulator {
-    library: Library,
+    /// None: memory alone.
+    library: Option<Library>,
     order: u32,
     layouts: Mutex<HashMap<Address, Layout>>,
+    products: Option<CublasLt>,
 }
 
 impl Emulator {
@@ -46,13 +51,36 @@ impl Emulator {
             Order::Reverse => 1,
             Order::Random(seed) => 2 + u32::from(seed),
         };
-        Ok(Emulator { library, order, layouts: Mutex::default() })
+        Ok(Emulator { library: Some(library), order, layouts: Mutex::default(), products: None })
     }
 
-    fn error(&self) -> DeviceError {
+    /// Has products done by a cuBLASLt that works on the host's memory: a stand-in for tests. Says which it is.
+    ///
+    /// # Safety
+    /// The library is one.
+    pub unsafe fn use_cublaslt(&mut self, opened: &Opened) -> Result<String, String> {
+        let workspace = self.allocate(WORKSPACE_BYTES).map_err(|e| e.to_string())?;
+        // SAFETY: the caller's promise; the workspace is not freed before this device.
+        let products = unsafe { CublasLt::open(opened, workspace)? };
+        Ok(self.products.insert(products).about().to_owned())
+    }
+
+    /// Memory without kernels, for devices that have other ones.
+    #[cfg(test)]
+    pub fn bare() -> Emulator {
+        Emulator { library: None, order: 0, layouts: Mutex::default(), products: None }
+    }
+
+    /// Allocations that nobody gave back.
+    #[cfg(test)]
+    pub fn num_allocations(&self) -> usize {
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn error(library: &Library) -> DeviceError {
         // SAFETY: the shim's function takes nothing and returns a string that stands until this thread's next launch.
         let text = unsafe {
-            let function: Result<Symbol<ErrorText>, _> = self.library.get(b"garrick_shim_error\0");
+            let function: Result<Symbol<ErrorText>, _> = library.get(b"garrick_shim_error\0");
             function.map(|function| CStr::from_ptr(function()).to_string_lossy().into_owned())
         };
         DeviceError::Failed(text.unwrap_or_else(|e| e.to_string()))
@@ -110,19 +138,38 @@ impl Device for Emulator {
     }
 
     unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError> {
+        let Some(library) = &self.library else {
+            return Err(DeviceError::Failed(format!("there are no kernels to find {kernel} among")));
+        };
         let name = CString::new(kernel).expect("names of kernels are plain");
         let (grid, block) = (shape.grid, [shape.block, 1, 1]);
         // SAFETY: the function is the shim's, with this signature; the rest is the caller's promise.
         let code = unsafe {
             let launch: Symbol<Launch> =
-                self.library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
+                library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
             let shared = shape.shared_bytes as usize;
             launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, args.as_mut_ptr(), self.order)
         };
-        if code == 0 { Ok(()) } else { Err(self.error()) }
+        if code == 0 { Ok(()) } else { Err(Emulator::error(library)) }
+    }
+
+    unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
+        // SAFETY: the caller's promise; there are no streams here.
+        unsafe { self.products.as_ref()?.multiply(product, null_mut()) }
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+}
+
+impl Drop for Emulator {
+    /// What nobody gave back: the workspace.
+    fn drop(&mut self) {
+        self.products = None;
+        for (address, layout) in self.layouts.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+            // SAFETY: allocated with this layout, and not freed: it was still listed.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
     }
 }

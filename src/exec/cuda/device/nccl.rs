@@ -6,20 +6,17 @@
 //! here: the order in which NCCL adds depends on a value's place in the message.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libloading::Library;
-
 use super::Address;
 use super::group::Communicator;
+use super::libraries::{Places, Wanted, c_functions};
 use super::nvidia::Nvidia;
 use crate::model::ops::DeviceError;
 
-const NAME: &str = "libnccl.so.2";
 /// The first whose communicators may be nonblocking, 2.14.
 const MIN_VERSION: c_int = 21_400;
 /// Ranks that have not found each other by then will not.
@@ -51,21 +48,22 @@ const NONBLOCKING: Config =
 type Comm = *mut c_void;
 type Stream = *mut c_void;
 
-/// What is used of the library.
-struct Functions {
-    get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
-    init_rank: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int, *mut Config) -> c_int,
-    async_error: unsafe extern "C" fn(Comm, *mut c_int) -> c_int,
-    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int,
-    abort: unsafe extern "C" fn(Comm) -> c_int,
-    error_text: unsafe extern "C" fn(c_int) -> *const c_char,
-    /// Keeps the functions where they are.
-    _library: Option<Library>,
+c_functions! {
+    /// What is used of the library.
+    struct Functions {
+        get_version = "ncclGetVersion": fn(*mut c_int) -> c_int;
+        get_unique_id = "ncclGetUniqueId": fn(*mut UniqueId) -> c_int;
+        init_rank = "ncclCommInitRankConfig": fn(*mut Comm, c_int, UniqueId, c_int, *mut Config) -> c_int;
+        async_error = "ncclCommGetAsyncError": fn(Comm, *mut c_int) -> c_int;
+        all_gather = "ncclAllGather": fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int;
+        abort = "ncclCommAbort": fn(Comm) -> c_int;
+        error_text = "ncclGetErrorString": fn(c_int) -> *const c_char;
+    }
 }
 
 /// The ends of a group of these GPUs, in their order.
-pub fn connect(devices: &[Arc<Nvidia>]) -> Result<Vec<Arc<dyn Communicator>>, DeviceError> {
-    let functions = Arc::new(open(&places())?);
+pub fn connect(devices: &[Arc<Nvidia>], places: &Places) -> Result<Vec<Arc<dyn Communicator>>, DeviceError> {
+    let functions = Arc::new(open(places)?);
     let current = |device: &Arc<Nvidia>| -> Current {
         let device = device.clone();
         Box::new(move || device.current_stream())
@@ -73,46 +71,23 @@ pub fn connect(devices: &[Arc<Nvidia>]) -> Result<Vec<Arc<dyn Communicator>>, De
     connect_by(&functions, devices.iter().map(current).collect())
 }
 
-/// The library's name for the system's own search, then where pip puts it.
-fn places() -> Vec<PathBuf> {
-    let mut places = vec![PathBuf::from(NAME)];
-    for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os) {
-        let versions = std::fs::read_dir(PathBuf::from(root).join("lib")).into_iter().flatten().flatten();
-        let pythons = versions.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"python"));
-        places.extend(pythons.map(|entry| entry.path().join("site-packages/nvidia/nccl/lib").join(NAME)));
+fn open(places: &Places) -> Result<Functions, DeviceError> {
+    let unusable = |why: String| DeviceError::Lost(format!("GPUs share a model through NCCL: {why}"));
+    let opened = places.open(Wanted::Nccl).map_err(|missing| unusable(missing.to_string()))?;
+    // SAFETY: the functions have these types in nccl.h of every version 2 from 2.14 on.
+    let functions = unsafe { Functions::load(&opened) };
+    let functions = functions.map_err(|why| unusable(format!("{}: {why}", opened.path.display())))?;
+    let mut version = 0;
+    // SAFETY: room for a number.
+    functions.check(unsafe { (functions.get_version)(&mut version) }, "no version")?;
+    if version < MIN_VERSION {
+        let path = opened.path.display();
+        return Err(unusable(format!(
+            "{path}: its version code is {version}, and must be {MIN_VERSION} (2.14) or more"
+        )));
     }
-    places
-}
-
-/// The library at the first of these places where it is.
-fn open(places: &[PathBuf]) -> Result<Functions, DeviceError> {
-    // SAFETY: loading NCCL runs its initialisers, which have no conditions.
-    let library = places.iter().find_map(|place| unsafe { Library::new(place) }.ok()).ok_or_else(|| {
-        let message = "several GPUs share a model through NCCL, which was not found (libnccl.so.2): install it (pip \
-                       install nvidia-nccl-cu13) and start in that environment, or name its folder in LD_LIBRARY_PATH";
-        DeviceError::Lost(message.into())
-    })?;
-    let missing = |e: libloading::Error| DeviceError::Lost(format!("NCCL is not usable: {e}"));
-    // SAFETY: the functions have these types in nccl.h of every version 2.
-    unsafe {
-        let get_version: unsafe extern "C" fn(*mut c_int) -> c_int =
-            *library.get(b"ncclGetVersion\0").map_err(missing)?;
-        let mut version = 0;
-        if get_version(&mut version) != SUCCESS || version < MIN_VERSION {
-            let message = format!("NCCL's version code is {version}, but must be at least {MIN_VERSION} (2.14)");
-            return Err(DeviceError::Lost(message));
-        }
-        tracing::info!(version, "NCCL is loaded");
-        Ok(Functions {
-            get_unique_id: *library.get(b"ncclGetUniqueId\0").map_err(missing)?,
-            init_rank: *library.get(b"ncclCommInitRankConfig\0").map_err(missing)?,
-            async_error: *library.get(b"ncclCommGetAsyncError\0").map_err(missing)?,
-            all_gather: *library.get(b"ncclAllGather\0").map_err(missing)?,
-            abort: *library.get(b"ncclCommAbort\0").map_err(missing)?,
-            error_text: *library.get(b"ncclGetErrorString\0").map_err(missing)?,
-            _library: Some(library),
-        })
-    }
+    tracing::info!(version, path = %opened.path.display(), "NCCL connects the GPUs of each lane");
+    Ok(functions)
 }
 
 /// Makes a rank's device the calling thread's, and gives its stream.
