@@ -10,7 +10,7 @@ template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_> struc
   static constexpr int THREADS = WARP_LANES * WARPS_M * WARPS_N;
   static constexpr int ROW = K + 8;  // of a tile in shared memory: 16 bytes more, so that ldmatrix meets no bank twice
   static constexpr int STAGE = (M + N) * ROW, SMEM_BYTES = STAGES * STAGE * 2;
-  static constexpr int M_TILES = M / WARPS_M / 16, N_PAIRS = N / WARPS_N / 16;
+  static constexpr int M_TILES = M / WARPS_M / 16, N_PAIRS = N / WARPS_N / 16, N_TILES = 2 * N_PAIRS;
   static_assert(M_TILES > 0 && N_PAIRS > 0 && K % 16 == 0, "a warp has whole fragments");
 };
 
@@ -26,6 +26,7 @@ template <class Rows> struct Gemm {
   int m, n, k;
   Rows rows;
   bool vectors;        // whether rows of x and w can be copied 16 bytes at a time
+  __device__ __forceinline__ int width() const { return n; }  // of a row of out
 };
 __device__ __forceinline__ bool copies_fit(const bf16* x, const bf16* w, int k) { return vectors_fit(k, x, w); }
 
@@ -56,7 +57,15 @@ __device__ __forceinline__ void load_stage(bf16* stage, const Gemm<Rows>& g, int
   }
 }
 
-template <class T> struct Sums { float of[T::M_TILES][T::N_PAIRS * 2][4]; };
+template <class T> struct Sums {
+  float of[T::M_TILES][T::N_TILES][4];
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < T::M_TILES; ++i)
+#pragma unroll
+      for (int j = 0; j < T::N_TILES * 4; ++j) of[i][j / 4][j % 4] = 0.f;
+  }
+};
 
 template <class T> __device__ __forceinline__ void multiply_stage(Sums<T>& sums, const bf16* stage) {
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
@@ -85,20 +94,21 @@ template <class T> __device__ __forceinline__ void multiply_stage(Sums<T>& sums,
 __device__ __forceinline__ void store_two(float* to, float a, float b) { store_vector(to, float2{a, b}); }
 __device__ __forceinline__ void store_two(bf16* to, float a, float b) { store_vector(to, pack_bf16(a, b)); }
 
-template <class T, class Out, class Rows>
-__device__ __forceinline__ void write_sums(Out* out, const Sums<T>& sums, const Gemm<Rows>& g, int m0, int n0) {
+// `g` is a Gemm, or has its m, n, rows, bias and width.
+template <class T, class Out, class Product>
+__device__ __forceinline__ void write_sums(Out* out, const Sums<T>& sums, const Product& g, int m0, int n0) {
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
-  const bool pairs = g.n % 2 == 0;
+  const bool pairs = g.n % 2 == 0 && g.width() % 2 == 0 && reinterpret_cast<uintptr_t>(out) % (2 * sizeof(Out)) == 0;
 #pragma unroll
   for (int i = 0; i < T::M_TILES; ++i)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = m0 + (warp % T::WARPS_M * T::M_TILES + i) * 16 + lane / 4 + 8 * r;
       if (row >= g.m) continue;
-      Out* const to = out + static_cast<size_t>(g.rows.to(row)) * g.n;
+      Out* const to = out + static_cast<size_t>(g.rows.to(row)) * g.width();
 #pragma unroll
-      for (int j = 0; j < T::N_PAIRS * 2; ++j) {
-        const int column = n0 + warp / T::WARPS_M * T::N_PAIRS * 16 + j * 8 + lane % 4 * 2;
+      for (int j = 0; j < T::N_TILES; ++j) {
+        const int column = n0 + (warp / T::WARPS_M * T::N_TILES + j) * 8 + lane % 4 * 2;
         float v[2] = {sums.of[i][j][2 * r], sums.of[i][j][2 * r + 1]};
 #pragma unroll
         for (int c = 0; c < 2; ++c) if (g.bias && column + c < g.n) v[c] += g.bias[column + c];
@@ -125,10 +135,7 @@ template <class T, class Out, class Rows>
 __device__ __forceinline__ void gemm_tile(Out* out, const Gemm<Rows>& g, int m0, int n0, bf16* memory) {
   const int stages = (g.k + T::K - 1) / T::K;
   Sums<T> sums;
-#pragma unroll
-  for (int i = 0; i < T::M_TILES; ++i)
-#pragma unroll
-    for (int j = 0; j < T::N_PAIRS * 8; ++j) sums.of[i][j / 4][j % 4] = 0.f;
+  sums.clear();
   for (int s = 0; s < T::STAGES - 1; ++s) {
     if (s < stages) load_stage<T>(memory + s * T::STAGE, g, m0, n0, s * T::K);
     cp_async_commit();

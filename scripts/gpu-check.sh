@@ -43,7 +43,7 @@ cd "$(dirname "$0")/.."
 
 UNAVAILABLE=69
 STAGES=(info kernels sanitize goldens attention gemm model peer serve)
-TESTS=(rows gemm moe rotate_and_store attention)
+TESTS=(rows gemm gemm_quant moe rotate_and_store attention)
 BUILD=target/gpu-build
 PYTHON=${PYTHON:-python3}
 export OUT=${OUT:-target/gpu-check} SCRATCH=${SCRATCH:-/tmp/gpu-check} LIMIT_S=${LIMIT_S:-450} PYTHONUNBUFFERED=1

@@ -6,6 +6,7 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 pub mod fake;
+pub mod format;
 pub mod parallel;
 pub mod runner;
 

@@ -16,14 +16,14 @@ use super::*;
 use crate::harness::project;
 
 /// Makes the device anew, whose memory then holds nothing of another model.
-type NewOps = Box<dyn Fn() -> CudaOps>;
+pub type NewOps = Box<dyn Fn() -> CudaOps>;
 
 fn ops(device: impl Device + 'static) -> CudaOps {
     CudaOps::new(Arc::new(device))
 }
 
 /// The first GPU, or the emulator with threads that take turns in this order; `None` where there is neither.
-fn cuda(order: Order) -> Option<NewOps> {
+pub fn cuda(order: Order) -> Option<NewOps> {
     match std::env::var("GARRICK_GOLDENS_ON").as_deref() {
         Ok("gpu") => Some(real().expect("GARRICK_GOLDENS_ON=gpu, and a GPU")),
         Ok("emulator") => emulated(order),
@@ -135,7 +135,7 @@ mod library {
 }
 
 /// How far rounding of activations may carry logits, over what PyTorch's own bfloat16 run of the model shows.
-const ALLOWED: f32 = 1.5;
+pub const ALLOWED: f32 = 1.5;
 
 fn check_rounded(name: &str, new_ops: impl Fn() -> CudaOps, dtype: KvDtype, is_moe: bool) {
     let golden = Golden::read(name);

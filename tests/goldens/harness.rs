@@ -1,6 +1,6 @@
 //! Golden models from disk, and sequences fed through a decoder in every way a scheduler might.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use garrick::kv::BLOCK_TOKENS;
 use garrick::model::TokenId;
@@ -87,11 +87,15 @@ pub const NUM_BLOCKS: usize = 64;
 
 impl<O: Ops> Model<O> {
     pub fn load(ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
-        Self::load_shard(ops, name, dtype, max_model_len, Shard::WHOLE)
+        Self::open(ops, &folder(name), dtype, max_model_len)
     }
 
-    pub fn load_shard(mut ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>, shard: Shard) -> Self {
-        let ModelSource { spec, tensors, .. } = source::open(&folder(name), max_model_len, &mut |_, _| ()).unwrap();
+    pub fn open(ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
+        Self::open_shard(ops, path, dtype, max_model_len, Shard::WHOLE)
+    }
+
+    pub fn open_shard(mut ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>, shard: Shard) -> Self {
+        let ModelSource { spec, tensors, .. } = source::open(path, max_model_len, &mut |_, _| ()).unwrap();
         let mut last = (0, 1);
         let mut progress = |done, total| last = (done, total);
         let decoder = Decoder::load_shard(&mut ops, &spec, &tensors, shard, &mut progress).unwrap();

@@ -31,6 +31,7 @@ mod executor;
 mod harness;
 mod naive;
 mod parallel;
+mod quantised;
 mod routed;
 
 use garrick::exec::cpu::{Compute, CpuOps, CpuOptions, Isa};

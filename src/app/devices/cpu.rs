@@ -89,7 +89,8 @@ fn compute(config: &Config) -> Compute {
     }
 }
 
-fn weights(config: &Config) -> Option<Format> {
+/// `None`: as the file has them.
+pub fn weights(config: &Config) -> Option<Format> {
     match config.engine.weights {
         WeightsChoice::Auto => None,
         WeightsChoice::F32 => Some(Format::F32),

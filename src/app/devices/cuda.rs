@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
-use super::Lanes;
+use super::{Lanes, cpu};
 use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
 use crate::exec::Executor;
 use crate::exec::cuda::device::libraries::{Missing, Places, Wanted};
 use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu_with};
 use crate::exec::cuda::kernels::KernelOptions;
-use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
+use crate::exec::cuda::{CudaOps, Stored, kv_bytes_per_block};
 use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
 use crate::model::ops::KvDtype;
@@ -27,7 +27,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let block_bytes = kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
     let mut executors = Vec::with_capacity(lanes);
     let mut fewest_blocks = usize::MAX;
-    let mut weight_bytes = 0;
+    let mut weights = String::new();
     let mut warnings = obstacles(config);
     let kernels = kernel_options(config);
     for (index, gpu) in used.iter().enumerate() {
@@ -35,11 +35,11 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         let own_lanes = (index..lanes).step_by(used.len()).count();
         let mut device = open_gpu_with(gpu, &kernels, &mut |done, total| progress("compiling kernels", done, total))?;
         let products = products(config, &mut device, &mut warnings);
-        let mut first = CudaOps::new(Arc::new(device));
+        let mut first = CudaOps::new(Arc::new(device)).with_weights(cpu::weights(config));
         let mut on_load = |done, total| progress("loading weights", done, total);
         let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
         let free = first.free_bytes()?;
-        weight_bytes = gpu.free_bytes.saturating_sub(free);
+        weights = describe_weights(first.stored());
         let demand = Demand {
             block_bytes,
             num_lanes: own_lanes,
@@ -63,7 +63,6 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
             boxed.push(Box::new(executor) as Box<dyn Executor>);
         }
     }
-    let weights = format!("bf16, {} MiB, computed in bf16", weight_bytes >> 20);
     Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings })
 }
 
@@ -104,6 +103,12 @@ pub fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>
     }
 }
 
+/// As "q4_k, 942 MiB, computed in bf16", for every format that there is.
+pub fn describe_weights(stored: &[Stored]) -> String {
+    let one = |s: &Stored| format!("{}, {} MiB, computed in bf16", s.format, s.bytes >> 20);
+    stored.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
 /// `auto` is what the kernels are made for.
 pub fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
@@ -117,11 +122,35 @@ pub fn kv_dtype(config: &Config) -> KvDtype {
 /// What was asked for and is the CPU's alone.
 pub fn obstacles(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    if !matches!(config.engine.weights, Weights::Auto | Weights::Bf16) {
-        warnings.push("engine.weights applies to the CPU only: on GPUs weights are bf16".to_owned());
+    if matches!(config.engine.weights, Weights::F32 | Weights::F16) {
+        warnings.push("engine.weights of f32 and f16 are the CPU's: on GPUs weights are bf16".to_owned());
     }
     if config.engine.compute == Compute::Int8 {
         warnings.push("engine.compute=int8 applies to the CPU only: GPUs compute in bf16".to_owned());
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::format::Format;
+
+    #[test]
+    fn every_format_is_named_and_only_what_does_not_apply_warns() {
+        let of = |format, mib: usize| Stored { format, bytes: mib << 20 };
+        let stored = [of(Format::Int4Super, 30), of(Format::Bf16, 2)];
+        assert_eq!(describe_weights(&stored), "q4_k, 30 MiB, computed in bf16; bf16, 2 MiB, computed in bf16");
+        let warned = |weights, compute| {
+            let mut config = Config::default();
+            (config.engine.weights, config.engine.compute) = (weights, compute);
+            obstacles(&config).len()
+        };
+        for weights in
+            [Weights::Auto, Weights::Bf16, Weights::Int8, Weights::Int4, Weights::Int4Of32, Weights::Int4Of128]
+        {
+            assert_eq!(warned(weights, Compute::F32), 0, "{weights:?}");
+        }
+        assert_eq!((warned(Weights::F32, Compute::F32), warned(Weights::F16, Compute::Int8)), (1, 2));
+    }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
-use super::Lanes;
-use super::cuda::{MEMORY_SHARE, kernel_options, kv_dtype, obstacles, products};
+use super::cuda::{MEMORY_SHARE, describe_weights, kernel_options, kv_dtype, obstacles, products};
+use super::{Lanes, cpu};
 use crate::base::config::Config;
 use crate::exec::Executor;
 use crate::exec::cuda::device::{Absent, Communicator, Gpu, connect, open_gpu_with};
@@ -44,7 +44,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let dtype = kv_dtype(config);
     let block_bytes = kv_bytes_per_block(&spec, dtype).ok_or(EngineError::KvShape)?;
     let mut loaded = Vec::with_capacity(groups.len());
-    let (mut fewest_blocks, mut weight_bytes) = (usize::MAX, 0);
+    let (mut fewest_blocks, mut weights) = (usize::MAX, String::new());
     let mut warnings = obstacles(config);
     for gpus in &groups {
         let group = Group::load(config, gpus, source, &mut warnings, progress)?;
@@ -56,7 +56,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         };
         let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, group.free_bytes as u64, demand)?;
         fewest_blocks = fewest_blocks.min(blocks);
-        weight_bytes = group.weight_bytes;
+        weights.clone_from(&group.weights);
         loaded.push(group);
     }
     let mut executors = Vec::with_capacity(groups.len());
@@ -64,7 +64,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         let device = label(gpus, &group.products);
         executors.push(group.executor(device, dtype, fewest_blocks)?);
     }
-    let weights = format!("bf16, {} MiB on each of {num_ranks} GPUs, computed in bf16", weight_bytes >> 20);
+    let weights = format!("on each of {num_ranks} GPUs {weights}");
     // Of all ranks, as a lane's block has a part on each.
     let block_bytes = num_ranks * block_bytes;
     Ok(Lanes { executors, num_blocks: fewest_blocks, block_bytes, weights, warnings })
@@ -102,7 +102,8 @@ struct Group {
     communicators: Vec<Arc<dyn Communicator>>,
     /// Of the GPU that has least left.
     free_bytes: usize,
-    weight_bytes: usize,
+    /// What the first has of the weights, which is most.
+    weights: String,
     /// What multiplies.
     products: String,
 }
@@ -130,22 +131,22 @@ impl Group {
         let communicators = connect(&devices, &kernels.libraries)?;
         let num_ranks = gpus.len();
         let mut ranks = Vec::with_capacity(num_ranks);
-        let (mut free_bytes, mut weight_bytes) = (usize::MAX, 0);
+        let (mut free_bytes, mut weights) = (usize::MAX, String::new());
         for (rank, (device, communicator)) in devices.into_iter().zip(&communicators).enumerate() {
-            let mut ops = CudaOps::of_group(device, communicator.clone());
-            let before = ops.free_bytes()?;
+            let mut ops = CudaOps::of_group(device, communicator.clone()).with_weights(cpu::weights(config));
             // One rank after the other, all from the same mapped files.
             let mut on_load = |done, total| {
                 progress("loading weights", rank as u64 * total + done, num_ranks as u64 * total);
             };
             let shard = Shard::new(rank, num_ranks);
             let decoder = Decoder::load_shard(&mut ops, &source.spec, &source.tensors, shard, &mut on_load)?;
-            let free = ops.free_bytes()?;
-            free_bytes = free_bytes.min(free);
-            weight_bytes = weight_bytes.max(before.saturating_sub(free));
+            free_bytes = free_bytes.min(ops.free_bytes()?);
+            if rank == 0 {
+                weights = describe_weights(ops.stored());
+            }
             ranks.push((ops, decoder));
         }
-        Ok(Group { ranks, communicators, free_bytes, weight_bytes, products })
+        Ok(Group { ranks, communicators, free_bytes, weights, products })
     }
 
     fn executor(self, device: String, dtype: KvDtype, num_blocks: usize) -> Result<Box<dyn Executor>, DeviceError> {

@@ -8,7 +8,7 @@
 //! states it, and the choice between them never changes a row's bits.
 //!
 //! The residual stream, logits and sums are float32; what matrix products take and give, K and V, and weights are bfloat16
-//! (but see [`KvDtype`]).
+//! (but see [`KvDtype`]), or weights are quantised.
 
 mod attention;
 mod builds;
@@ -23,6 +23,7 @@ mod moe;
 mod ops;
 mod parts;
 mod product;
+mod quant;
 mod rows;
 mod sources;
 mod step;
@@ -43,7 +44,8 @@ use self::moe::MoeBuffers;
 pub use self::rows::CudaRows;
 use self::rows::Element;
 pub use self::step::CudaStep;
-pub use self::weights::{CudaMatrix, CudaRope, CudaVector};
+pub use self::weights::{CudaMatrix, CudaRope, CudaVector, Stored};
+use super::format::Format;
 use crate::model::TokenId;
 use crate::model::ops::DeviceError;
 
@@ -57,6 +59,9 @@ pub struct CudaOps {
     device: Arc<dyn Device>,
     kv: Option<CudaKv>,
     error: Option<DeviceError>,
+    /// `None`: as the checkpoint has them.
+    weights: Option<Format>,
+    stored: Vec<Stored>,
     /// Float32 rows that a product wants in bfloat16.
     rounded: Scratch,
     records: Records,
@@ -78,6 +83,8 @@ impl CudaOps {
             device,
             kv: None,
             error: None,
+            weights: None,
+            stored: Vec::new(),
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
@@ -93,6 +100,17 @@ impl CudaOps {
     /// One rank of several, whose model is a shard: sums are taken over all of them.
     pub fn of_group(device: Arc<dyn Device>, communicator: Arc<dyn Communicator>) -> CudaOps {
         CudaOps { communicator: Some(communicator), ..CudaOps::new(device) }
+    }
+
+    /// Weights in this format, as far as their roles allow; `None`: as the checkpoint has them. What is not quantised is
+    /// bfloat16.
+    pub fn with_weights(self, weights: Option<Format>) -> CudaOps {
+        CudaOps { weights, ..self }
+    }
+
+    /// The weights that this lane loaded, by format. Those of a [`CudaOps::fork`] were loaded by another.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
     }
 
     /// Another lane on the same device, with KV memory and activations of its own.

@@ -6,6 +6,7 @@ use super::kv::CudaKv;
 use super::launch::Launch;
 use super::memory::Buffer;
 use super::moe::{CudaExperts, Experts};
+use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
@@ -28,7 +29,11 @@ impl Ops for CudaOps {
     type Step = CudaStep;
 
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> CudaMatrix {
-        self.load(|device| CudaMatrix::load(device, role, parts), CudaMatrix::missing(role, parts))
+        let (weights, mut stored) = (self.weights, std::mem::take(&mut self.stored));
+        let load = |device: &_| CudaMatrix::load(device, weights, role, parts, &mut stored);
+        let matrix = self.load(load, CudaMatrix::missing(role, parts));
+        self.stored = stored;
+        matrix
     }
 
     fn load_vector(&mut self, values: &[f32]) -> CudaVector {
@@ -40,8 +45,8 @@ impl Ops for CudaOps {
     }
 
     fn load_experts(&mut self, matrices: Vec<CudaMatrix>) -> CudaExperts {
-        let table = self.load(|device| CudaExperts::table(device, &matrices).map(Some), None);
-        CudaExperts::new(matrices, table)
+        let tables = self.load(|device| CudaExperts::tables(device, &matrices), Vec::new());
+        CudaExperts::new(matrices, tables)
     }
 
     fn new_rows(&mut self) -> CudaRows {
@@ -69,12 +74,20 @@ impl Ops for CudaOps {
     fn embed(&mut self, step: &CudaStep, table: &CudaMatrix, scale: f32, out: &mut CudaRows) {
         self.run(|ops| {
             out.reshape(&ops.device, step.num_rows, table.cols, Element::F32)?;
-            let launch = Launch::new("embed", [out.rows(), chunks(out.width()), 1])
+            let [section] = table.sections() else { unreachable!("an embedding has one part") };
+            let kernel = match section.packing {
+                None => "embed",
+                Some(packing) => kernel_of!("embed_", packing.numbers, ""),
+            };
+            let launch = Launch::new(kernel, [out.rows(), chunks(out.width()), 1])
                 .address(out.address())
-                .address(table.address())
+                .address(section.address())
                 .address(step.tokens())
-                .float(scale)
-                .int(out.width());
+                .float(scale);
+            let launch = match section.packing {
+                None => launch.int(out.width()),
+                Some(packing) => launch.int(table.rows).int(out.width()).int(packing.records as usize),
+            };
             // SAFETY: tokens are below the table's rows, as the executor checks.
             unsafe { ops.start(launch) }
         });

@@ -6,6 +6,7 @@
 
 use super::device::{Address, Product};
 use super::launch::Launch;
+use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::weights::{CudaMatrix, CudaVector};
 use super::{CudaOps, chunks};
@@ -36,6 +37,32 @@ fn product_tile(rows: usize, out: Element) -> (&'static str, Tile) {
     }
 }
 
+/// Where weights are quantised: the tile for few rows, for some, and for many, by the formulas of kernels/README.md.
+pub const fn quant_tiles(numbers: Numbers) -> [Tile; 3] {
+    /// `stages` of `depth` columns, and the records that they meet.
+    const fn tile(numbers: Numbers, rows: usize, cols: usize, [depth, stages]: [usize; 2]) -> Tile {
+        let x_bytes = rows * (depth + 8) * 2;
+        let w_bytes = cols * (depth / 32 + 1) * numbers.group_bytes();
+        let records = (511 - depth + stages * depth) / 256;
+        let shared_bytes = stages * (x_bytes + w_bytes) + records * cols * numbers.max_record_bytes();
+        Tile { rows, cols, threads: if rows == 128 { 256 } else { 128 }, shared_bytes }
+    }
+    let few = if numbers.bits() == 4 { [256, 5] } else { [128, 6] };
+    [tile(numbers, 16, 32, few), tile(numbers, 64, 64, [64, 4]), tile(numbers, 128, 64, [64, 3])]
+}
+
+fn quant_product_tile(numbers: Numbers, rows: usize, out: Element) -> (&'static str, Tile) {
+    let [few, some, many] = quant_tiles(numbers);
+    match (rows, out) {
+        (..=16, Element::Bf16) => (kernel_of!("gemm_", numbers, "_m16_bf16"), few),
+        (..=16, Element::F32) => (kernel_of!("gemm_", numbers, "_m16_f32"), few),
+        (..=64, Element::Bf16) => (kernel_of!("gemm_", numbers, "_m64_bf16"), some),
+        (..=64, Element::F32) => (kernel_of!("gemm_", numbers, "_m64_f32"), some),
+        (_, Element::Bf16) => (kernel_of!("gemm_", numbers, "_m128_bf16"), many),
+        (_, Element::F32) => (kernel_of!("gemm_", numbers, "_m128_f32"), many),
+    }
+}
+
 impl CudaOps {
     /// `out = x · wᵀ (+ bias)`, see [`crate::model::ops::Ops::matmul`].
     pub fn multiply(
@@ -51,20 +78,32 @@ impl CudaOps {
         if self.multiply_by_library(from, w, bias, out)? {
             return Ok(());
         }
-        let (kernel, tile) = product_tile(x.rows(), out.element());
-        let grid = [x.rows().div_ceil(tile.rows), w.rows.div_ceil(tile.cols), 1];
-        let launch = Launch::new(kernel, grid)
-            .threads(tile.threads)
-            .shared(tile.shared_bytes)
-            .address(out.address())
-            .address(from)
-            .address(w.address())
-            .address(bias.map_or(0, CudaVector::address))
-            .int(x.rows())
-            .int(w.rows)
-            .int(w.cols);
-        // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
-        unsafe { self.start(launch) }
+        let bias = bias.map_or(0, CudaVector::address);
+        for section in w.sections() {
+            let (kernel, tile) = match section.packing {
+                None => product_tile(x.rows(), out.element()),
+                Some(packing) => quant_product_tile(packing.numbers, x.rows(), out.element()),
+            };
+            let first = section.first_row as u64;
+            let launch = Launch::new(kernel, [x.rows().div_ceil(tile.rows), section.rows.div_ceil(tile.cols), 1])
+                .threads(tile.threads)
+                .shared(tile.shared_bytes)
+                .address(out.address() + first * out.element().bytes() as u64)
+                .address(from)
+                .address(section.address())
+                .address(if bias == 0 { 0 } else { bias + first * size_of::<f32>() as u64 })
+                .int(x.rows())
+                .int(section.rows)
+                .int(w.cols);
+            let launch = match section.packing {
+                None => launch,
+                Some(packing) => launch.int(packing.records as usize).int(w.rows),
+            };
+            // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, of which a section has some columns, as asserted and reserved; what
+            // is not packed is one section.
+            unsafe { self.start(launch)? };
+        }
+        Ok(())
     }
 
     /// Whether the device has something for the product, and has started it.
@@ -76,10 +115,11 @@ impl CudaOps {
         out: &CudaRows,
     ) -> Result<bool, DeviceError> {
         let (m, n, k, element) = (out.rows(), w.rows, w.cols, out.element());
-        if m * n * k == 0 {
+        let [section] = w.sections() else { return Ok(false) };
+        if section.packing.is_some() || m * n * k == 0 {
             return Ok(false);
         }
-        let product = Product { out: out.address(), x, w: w.address(), m, n, k, element };
+        let product = Product { out: out.address(), x, w: section.address(), m, n, k, element };
         // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
         match unsafe { self.device.multiply(&product) } {
             None => return Ok(false),
