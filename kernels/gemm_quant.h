@@ -39,6 +39,19 @@ template <class F, class Rows> struct QuantGemm {
   __device__ __forceinline__ int width() const { return stride; }
 };
 
+// Eight values of a row from column `at` on to shared memory; zeros where there are none.
+__device__ __forceinline__ void copy_eight(bf16* to, const bf16* row, int at, int k, bool real, bool vectors) {
+  const int count = real ? max(0, min(8, k - at)) : 0;
+  if (vectors) return cp_async16(to, count ? row + at : row, count * 2);
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t low = 2 * i < count ? row[at + 2 * i].u : 0u, high = 2 * i + 1 < count ? row[at + 2 * i + 1].u : 0u;
+    pairs[i] = low | high << 16;
+  }
+  store_vector(to, uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
+}
+
 // The columns [stage * T::K, (stage + 1) * T::K) of the tile's rows of x and w, and the records that begin there.
 template <class T, class Rows>
 __device__ __forceinline__ void load_quant_stage(unsigned char* memory, const QuantGemm<typename T::F, Rows>& g, int m0,
@@ -122,7 +135,9 @@ __device__ __forceinline__ void multiply_group(Sums<T>& sums, const WarpStage<T>
       for (int i = 0; i < T::M_TILES; ++i) {
         add_products(sums.of[i][j], products[i], even.scale, odd.scale);
         if (half == 0) products[i][0] = products[i][1] = products[i][2] = products[i][3] = 0.f;
-        if constexpr (F::HAS_MIN) add_products(sums.of[i][j], x_sums[i], even.min, odd.min);
+        // All columns have the same sums.
+        const float of_x[4] = {x_sums[i][0], x_sums[i][0], x_sums[i][2], x_sums[i][2]};
+        if constexpr (F::HAS_MIN) add_products(sums.of[i][j], of_x, even.min, odd.min);
       }
     }
   }
@@ -148,9 +163,10 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
     const int first = s * T::GROUPS, record = first / RECORD_GROUPS, index = first % RECORD_GROUPS;
     const WarpStage<T> stage(memory + s % T::STAGES * T::STAGE_BYTES,
                              memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES);
-    const int count = g.w.row_groups - first;
-    if (count >= T::GROUPS) {
-#pragma unroll
+    const int count = min(T::GROUPS, g.w.row_groups - first);
+    // With few rows groups are short, and several are computed at a time.
+    if (T::M_TILES == 1 && count == T::GROUPS) {
+#pragma unroll 4
       for (int group = 0; group < T::GROUPS; ++group) multiply_group(sums, stage, group, index + group, reader);
     } else {
 #pragma unroll 1

@@ -25,7 +25,7 @@ cd "$(dirname "$0")/.."
 WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86 zstandard==0.25.0)
 CHIPS=(80 86 89 90a 100a 120)
-TESTS=(faults rows rotate_and_store attention gemm gemm_quant moe)
+TESTS=(faults rows rotate_and_store attention gemm gemm_quant moe sample)
 export NVCC_FLAGS="-std=c++17 -O3 -cubin"
 OUT=target/kernels
 JOBS=${JOBS:-$(nproc)}

@@ -6,7 +6,7 @@
 #   sanitize   the same, and two golden models, under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
 #   goldens    the golden models on the GPU, by own products and by cuBLASLt: tests/goldens/cuda.rs
 #   attention  decode's bandwidth; prefill beside torch's scaled_dot_product_attention
-#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model
+#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model, then with quantised weights
 #   model      `garrick bench` on a random checkpoint of an 8B shape (16 GB, made there from a seed), by cuBLASLt where there
 #              is one and with engine.batch_invariant
 #   peer       transformers with the same shape

@@ -50,6 +50,12 @@ inline float half_to_float(uint16_t x) {
   return x & 0x8000 ? -size : size;
 }
 inline float fast_exp2(float x) { return exp2f(x); }
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = a | uint64_t(b) << 32;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= uint32_t(both >> 8 * (selector >> 4 * i & 7u) & 255u) << 8 * i;
+  return r;
+}
 
 template <class V> V load_vector(const void* p, int line = __builtin_LINE()) {
   shim::check_aligned(p, sizeof(V), "a vector load is not aligned", line);

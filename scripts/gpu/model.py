@@ -47,18 +47,34 @@ def bench(folder, batches, args, *options):
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def numbers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def options(description):
+    """What every stage takes that runs the program on a checkpoint."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shape", choices=checkpoint.SHAPES, default="8b")
     parser.add_argument("--scratch", default=os.environ.get("SCRATCH", "/tmp/gpu-check"))
-    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16, 64])
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--device", default="cuda")
-    args = parser.parse_args()
+    return parser
+
+
+def ready():
+    """torch, where there are a GPU and the program; ends the stage otherwise."""
     torch, _ = results.torch_on_gpu()
     if not pathlib.Path(GARRICK).exists():
         sys.exit(f"{GARRICK} is missing: build it elsewhere, or name another in GARRICK")
+    return torch
+
+
+def main():
+    parser = options(__doc__)
+    parser.add_argument("--batches", type=numbers, default=[1, 4, 16, 64])
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    args = parser.parse_args()
+    torch = ready()
     found = results.Results("model")
     limits = Limits(torch)
     limits.add_to(found)
@@ -71,8 +87,8 @@ def main():
     large, invariant = ["--set", "scheduler.max_batch_tokens=4096"], ["--set", "engine.batch_invariant=true"]
     ways = {"default": [], "batch invariant": invariant, "steps of 4096": large,
             "steps of 4096, batch invariant": large + invariant}
-    for way, options in ways.items():
-        report = bench(folder, args.batches, args, *options)
+    for way, settings in ways.items():
+        report = bench(folder, args.batches, args, *settings)
         if report is None:
             failures += 1
             found.note(f"garrick bench ({way}) failed")

@@ -9,6 +9,7 @@ pub mod fake;
 pub mod format;
 pub mod parallel;
 pub mod runner;
+mod tokens;
 
 use std::time::Duration;
 

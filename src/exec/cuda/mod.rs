@@ -25,6 +25,7 @@ mod parts;
 mod product;
 mod quant;
 mod rows;
+mod sampling;
 mod sources;
 mod step;
 #[cfg(test)]
@@ -43,10 +44,10 @@ pub use self::moe::CudaExperts;
 use self::moe::MoeBuffers;
 pub use self::rows::CudaRows;
 use self::rows::Element;
+use self::sampling::Sampling;
 pub use self::step::CudaStep;
 pub use self::weights::{CudaMatrix, CudaRope, CudaVector, Stored};
 use super::format::Format;
-use crate::model::TokenId;
 use crate::model::ops::DeviceError;
 
 /// Values that one block of a grid goes through in an operation on single values.
@@ -66,9 +67,7 @@ pub struct CudaOps {
     rounded: Scratch,
     records: Records,
     moe: MoeBuffers,
-    /// The best tokens, on the device and here.
-    best: Scratch,
-    tokens: Vec<TokenId>,
+    sampling: Sampling,
     host: Vec<f32>,
     /// This rank's end of a group of devices that compute one model together.
     communicator: Option<Arc<dyn Communicator>>,
@@ -88,8 +87,7 @@ impl CudaOps {
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
-            best: Scratch::default(),
-            tokens: Vec::new(),
+            sampling: Sampling::default(),
             host: Vec::new(),
             communicator: None,
             parts: Scratch::default(),

@@ -10,8 +10,8 @@ use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
-use super::{CudaOps, chunks};
-use crate::model::TokenId;
+use super::{CudaOps, chunks, sampling};
+use crate::model::draws::{Answers, Requests};
 use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
@@ -130,6 +130,36 @@ impl Ops for CudaOps {
                 .float(scale)
                 .int(x.count());
             // SAFETY: as many values.
+            unsafe { ops.start(launch) }
+        });
+    }
+
+    fn add_scaled_rms_norm(
+        &mut self,
+        x: &mut CudaRows,
+        delta: &CudaRows,
+        scale: f32,
+        weight: &CudaVector,
+        eps: f32,
+        out: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            assert!(x.rows() == delta.rows() && x.width() == delta.width(), "sum of rows of different shapes");
+            assert_eq!(x.element(), Element::F32, "sums are float32");
+            out.reshape(&ops.device, x.rows(), x.width(), Element::Bf16)?;
+            let kernel = match delta.element() {
+                Element::F32 => "add_scaled_rms_norm_f32",
+                Element::Bf16 => "add_scaled_rms_norm_bf16",
+            };
+            let launch = Launch::new(kernel, [x.rows(), 1, 1])
+                .address(x.address())
+                .address(out.address())
+                .address(delta.address())
+                .float(scale)
+                .address(weight.address())
+                .float(eps)
+                .int(x.width());
+            // SAFETY: rows of one shape, and a weight for each column.
             unsafe { ops.start(launch) }
         });
     }
@@ -268,22 +298,13 @@ impl Ops for CudaOps {
         self.outcome()
     }
 
-    fn argmax<'a>(&'a mut self, logits: &'a CudaRows) -> Result<Option<&'a [TokenId]>, DeviceError> {
-        self.run(|ops| {
-            assert_eq!(logits.element(), Element::F32, "logits are float32");
-            let tokens = ops.best.reserve(&ops.device, 4 * logits.rows())?;
-            let launch = Launch::new("argmax", [logits.rows(), 1, 1])
-                .threads(512)
-                .buffer(tokens)
-                .address(logits.address())
-                .int(logits.width());
-            ops.tokens.resize(logits.rows(), 0);
-            // SAFETY: a token for each row.
-            unsafe { launch.start(&*ops.device)? };
-            tokens.read(&mut ops.tokens)
-        });
-        self.outcome()?;
-        Ok(Some(&self.tokens))
+    fn draws(&self, vocab_size: usize) -> bool {
+        vocab_size <= sampling::MAX_VOCAB
+    }
+
+    fn draw(&mut self, logits: &CudaRows, requests: &Requests, answers: &mut Answers) -> Result<(), DeviceError> {
+        self.run(|ops| ops.sampling.run(&ops.device, logits, requests, answers));
+        self.outcome()
     }
 
     fn read<'a>(&'a mut self, rows: &'a CudaRows) -> Result<&'a [f32], DeviceError> {

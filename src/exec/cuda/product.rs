@@ -21,15 +21,21 @@ pub struct Tile {
     pub shared_bytes: usize,
 }
 
-pub const FEW: Tile = Tile { rows: 16, cols: 32, threads: 64, shared_bytes: 41_472 };
-pub const SOME: Tile = Tile { rows: 64, cols: 64, threads: 128, shared_bytes: 55_296 };
-const MANY: Tile = Tile { rows: 128, cols: 128, threads: 256, shared_bytes: 81_920 };
+pub const FEW: Tile = Tile { rows: 16, cols: 32, threads: 64, shared_bytes: 91_392 };
+pub const SOME: Tile = Tile { rows: 64, cols: 64, threads: 128, shared_bytes: 92_160 };
+const MANY: Tile = Tile { rows: 128, cols: 128, threads: 128, shared_bytes: 92_160 };
+/// Twice as many columns as [`SOME`], which fetch the rows half as often.
+const WIDE: Tile = Tile { rows: 64, cols: 128, threads: 128, shared_bytes: 82_944 };
+/// From as many columns on there are blocks of [`WIDE`] for every multiprocessor of the largest chips.
+const WIDE_FROM: usize = 16_384;
 
 /// The smallest tile that holds the rows, up to the largest, and its kernel.
-fn product_tile(rows: usize, out: Element) -> (&'static str, Tile) {
+fn product_tile(rows: usize, cols: usize, out: Element) -> (&'static str, Tile) {
     match (rows, out) {
         (..=16, Element::Bf16) => ("gemm_m16_bf16", FEW),
         (..=16, Element::F32) => ("gemm_m16_f32", FEW),
+        (17..=64, Element::Bf16) if cols >= WIDE_FROM => ("gemm_m64_n128_bf16", WIDE),
+        (17..=64, Element::F32) if cols >= WIDE_FROM => ("gemm_m64_n128_f32", WIDE),
         (..=64, Element::Bf16) => ("gemm_m64_bf16", SOME),
         (..=64, Element::F32) => ("gemm_m64_f32", SOME),
         (_, Element::Bf16) => ("gemm_m128_bf16", MANY),
@@ -81,7 +87,7 @@ impl CudaOps {
         let bias = bias.map_or(0, CudaVector::address);
         for section in w.sections() {
             let (kernel, tile) = match section.packing {
-                None => product_tile(x.rows(), out.element()),
+                None => product_tile(x.rows(), section.rows, out.element()),
                 Some(packing) => quant_product_tile(packing.numbers, x.rows(), out.element()),
             };
             let first = section.first_row as u64;

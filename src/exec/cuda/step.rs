@@ -17,7 +17,7 @@ pub struct CudaStep {
     memory: Scratch,
     words: Vec<u32>,
     sorted_slots: Vec<u32>,
-    /// Those with the fewest rows first, so that any who want few are the first ones.
+    /// Those with the fewest rows first, so that any who want few are the first ones; of these the shortest contexts first.
     spans: Vec<Span>,
     pub num_rows: usize,
     pub num_logit_rows: usize,
@@ -41,7 +41,7 @@ impl CudaStep {
         self.num_rows = batch.tokens.len();
         self.num_logit_rows = batch.logit_rows.len();
         self.spans.clone_from(&batch.spans);
-        self.spans.sort_by_key(|span| span.num_rows);
+        self.spans.sort_by_key(|span| (span.num_rows, span.first_position));
         self.words.clear();
         self.starts.tokens = self.append(&batch.tokens);
         self.starts.positions = self.append(&batch.positions);
@@ -102,7 +102,13 @@ pub struct Spans<'a> {
     pub address: Address,
 }
 
-impl Spans<'_> {
+impl<'a> Spans<'a> {
+    pub fn split_at(self, count: usize) -> [Spans<'a>; 2] {
+        let (first, rest) = self.spans.split_at(count);
+        let behind = self.address + (count * SPAN_WORDS * size_of::<u32>()) as u64;
+        [Spans { spans: first, ..self }, Spans { spans: rest, address: behind }]
+    }
+
     /// Rows of the longest, 0 where there are none.
     pub fn max_rows(&self) -> usize {
         self.spans.iter().map(|span| span.num_rows as usize).max().unwrap_or(0)

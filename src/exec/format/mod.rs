@@ -131,7 +131,7 @@ impl Format {
             other => unreachable!("{other:?} is what files have, not what is rounded to"),
         };
         from.read_row(row, values);
-        for (record, values) in values.chunks(kind.len()).enumerate() {
+        for (record, values) in values.chunks(kind.record_weights()).enumerate() {
             let range = range_of(values);
             for (index, values) in (record * kind.groups..).zip(values.chunks(GROUP)) {
                 to(kind, index, &range.group(kind, values));

@@ -82,7 +82,7 @@ fn every_rank_starts_the_same_operations_and_the_first_draws() {
         step(&mut group);
         let [first, second] = [&devices[0], &devices[1]].map(|d| std::mem::take(&mut *d.launched.lock().unwrap()));
         assert_eq!(first[..second.len()], second[..]);
-        assert_eq!(first[second.len()..], ["rms_norm_f32_bf16", "gemm_m16_f32", "argmax"]);
+        assert_eq!(first[second.len()], "gemm_m16_f32", "the first has the head");
         // Two sums in each of four layers.
         assert_eq!(second.iter().filter(|kernel| **kernel == "add_parts").count(), 8);
     }

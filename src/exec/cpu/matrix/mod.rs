@@ -46,7 +46,7 @@ impl Format {
     fn depth_step(self) -> usize {
         match self {
             Format::Bf16 => 2,
-            other => other.kind().map_or(1, Kind::len),
+            other => other.kind().map_or(1, Kind::record_weights),
         }
     }
 
