@@ -144,6 +144,24 @@ template <class Delta> static void test_add_scaled(const char* name, const char*
   }
 }
 
+static void test_parts() {
+  for (int parts : {1, 2, 5})
+    for (int count : {1, 7, 8, 20, 5000}) {
+      current_case = "add_parts " + std::to_string(parts) + " of " + std::to_string(count);
+      Buffer<float> x(size_t(parts) * count), out(count);
+      x.fill(-3, 3);
+      Buffer<float> want(count);
+      for (int i = 0; i < count; ++i) {
+        float sum = x[i];
+        for (int p = 1; p < parts; ++p) sum += x[p * count + i];
+        want[i] = sum;
+      }
+      launch("add_parts", {chunks()}, BLOCK, 0, out.data(), x.data(), parts, count);
+      expect_same_bits("out", out, want);
+      expect(out.guards_whole(), "written beyond the sum");
+    }
+}
+
 static double silu(double x) { return x / (1 + exp(-x)); }
 static double gelu_tanh(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
 
@@ -191,6 +209,7 @@ static void all() {
   test_norm<float, float>("rms_norm_f32_f32", true);
   test_add_scaled<bf16>("add_scaled_bf16", "add_scaled_rms_norm_bf16");
   test_add_scaled<float>("add_scaled_f32", "add_scaled_rms_norm_f32");
+  test_parts();
   test_gated("gated_activation_silu", silu);
   test_gated("gated_activation_gelu_tanh", gelu_tanh);
   test_logits();

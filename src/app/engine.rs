@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::devices::{self, Lanes};
+use super::devices::{self, GroupError, Lanes};
 use super::memory::TooLittle;
 use crate::actors::supervisor::LaneSeed;
 use crate::base::clock;
@@ -49,6 +49,8 @@ pub enum EngineError {
     Device(#[from] DeviceError),
     #[error("engine.device is cuda, but {0}")]
     NoGpu(Absent),
+    #[error(transparent)]
+    Group(#[from] GroupError),
 }
 
 /// Everything that serving needs, built but not started.

@@ -3,6 +3,7 @@
 use super::args::ServeArgs;
 use super::progress::Progress;
 use super::{Exit, Failure};
+use crate::app::devices::GroupError;
 use crate::app::engine::{EngineError, Summary};
 use crate::app::{self, ServeError, Started};
 use crate::base::{faults, panics, telemetry};
@@ -75,6 +76,8 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
         EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::KvOnCpu => Exit::Usage,
+        EngineError::Group(GroupError::NoGpu { .. }) => Exit::Unavailable,
+        EngineError::Group(_) => Exit::Usage,
         EngineError::Device(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }

@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod fake;
 pub mod format;
+pub mod parallel;
 pub mod runner;
 mod tokens;
 

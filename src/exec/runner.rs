@@ -20,12 +20,15 @@ use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
 /// An [`Executor`] over any device that offers [`Ops`].
 pub struct ModelExecutor<O: Ops> {
-    info: ExecutorInfo,
+    pub(super) info: ExecutorInfo,
     ops: O,
     decoder: Decoder<O>,
     batch: Batch,
     tokens: Tokens,
 }
+
+/// What a step gives its sequences, or why nothing can be drawn.
+pub(super) type Drawn = Result<Vec<SeqOutput>, ExecError>;
 
 /// Logits of a step under which waking threads costs more than it gains.
 const MIN_PARALLEL_LOGITS: usize = 64 << 10;
@@ -49,21 +52,35 @@ impl<O: Ops> ModelExecutor<O> {
         Ok(Self { info, ops, decoder, batch: Batch::default(), tokens: Tokens::default() })
     }
 
-    /// Runs the batch and draws.
-    fn run(&mut self, plan: &StepPlan) -> Result<Vec<SeqOutput>, ExecError> {
-        let Some(logits) = self.decoder.start(&mut self.ops, &self.batch) else {
+    /// Lays the plan's rows out in `batch`, if they can be run.
+    pub(super) fn lay_out(&self, plan: &StepPlan, batch: &mut Batch) -> Result<(), ExecError> {
+        self.check(plan)?;
+        fill(batch, plan);
+        Ok(())
+    }
+
+    /// Runs a plan that was laid out in `batch`, and draws. The outer error is the device's; where there is an inner one, the
+    /// device has done its work, and what it found is nothing to draw from.
+    pub(super) fn run(&mut self, plan: &StepPlan, batch: &Batch) -> Result<Drawn, DeviceError> {
+        if !plan.copies.is_empty() {
+            self.ops.copy_blocks(&plan.copies);
+        }
+        if plan.rows.is_empty() {
+            return Ok(Ok(Vec::new()));
+        }
+        let Some(logits) = self.decoder.start(&mut self.ops, batch) else {
             self.ops.finish()?;
-            return draw(plan.rows.iter(), &[], self.info.vocab_size);
+            return Ok(draw(plan.rows.iter(), &[], self.info.vocab_size));
         };
         let vocab_size = self.info.vocab_size;
         // A device that draws need not bring whole vocabularies here.
         if self.ops.draws(vocab_size) {
             self.tokens.ask(plan, vocab_size);
             self.ops.draw(logits, &self.tokens.requests, &mut self.tokens.answers)?;
-            let hosts = draw(self.tokens.hosts(plan), &self.tokens.answers.logits, vocab_size)?;
-            return self.tokens.take(plan, hosts);
+            let hosts = draw(self.tokens.hosts(plan), &self.tokens.answers.logits, vocab_size);
+            return Ok(hosts.and_then(|hosts| self.tokens.take(plan, hosts)));
         }
-        draw(plan.rows.iter(), self.ops.read(logits)?, vocab_size)
+        Ok(draw(plan.rows.iter(), self.ops.read(logits)?, vocab_size))
     }
 
     /// Token ids and lengths come from clients in the end: they are checked in release builds too.
@@ -103,16 +120,10 @@ where
 
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError> {
         let started = Instant::now();
-        self.check(plan)?;
-        if !plan.copies.is_empty() {
-            self.ops.copy_blocks(&plan.copies);
-        }
-        let mut rows = Vec::new();
-        if !plan.rows.is_empty() {
-            fill(&mut self.batch, plan);
-            rows = self.run(plan)?;
-        }
-        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
+        let mut batch = std::mem::take(&mut self.batch);
+        let outcome = self.lay_out(plan, &mut batch).and_then(|()| self.run(plan, &batch)?);
+        self.batch = batch;
+        Ok(StepOutput { step: plan.step, rows: outcome?, elapsed_us: started.elapsed().as_micros() as u64 })
     }
 }
 

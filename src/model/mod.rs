@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod draws;
 pub mod gguf;
 pub mod ops;
+pub mod shard;
 pub mod source;
 pub mod spec;
 pub mod text;

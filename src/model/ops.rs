@@ -135,6 +135,8 @@ pub enum Role {
     Router,
     /// Everything else: inside of layers.
     Projection,
+    /// A projection whose products other devices' are added to ([`Ops::all_reduce`]): not to be rounded before.
+    Partial,
 }
 
 /// What a device could not do. Whoever meets it ends the step.
@@ -244,6 +246,9 @@ pub trait Ops {
     fn gather_logit_rows(&mut self, step: &Self::Step, x: &Self::Rows, out: &mut Self::Rows);
     /// Logits: `x * scale`, then the soft cap.
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
+    /// Adds up the rows of all devices that compute the model together, on each of them, in float32 and in the order of their
+    /// ranks: a value's bits depend neither on the other rows nor on time. A device that is alone has the sum already.
+    fn all_reduce(&mut self, _rows: &mut Self::Rows) {}
     /// Waits until all that was asked for is done.
     fn finish(&mut self) -> Result<(), DeviceError>;
     /// Whether it draws tokens of such a vocabulary itself. If not, the caller reads the logits and draws.

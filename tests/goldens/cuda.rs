@@ -41,6 +41,12 @@ fn real() -> Result<NewOps, String> {
 }
 
 fn emulated(order: Order) -> Option<NewOps> {
+    let emulator = emulator(order)?;
+    Some(Box::new(move || CudaOps::new(emulator())))
+}
+
+/// Makes the emulator anew.
+pub fn emulator(order: Order) -> Option<Box<dyn Fn() -> Arc<dyn Device>>> {
     let library = project().join("target/kernels/libgarrick_kernels_shim.so");
     if !library.exists() {
         let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
@@ -49,7 +55,7 @@ fn emulated(order: Order) -> Option<NewOps> {
         return None;
     }
     // SAFETY: built from this tree by the script.
-    Some(Box::new(move || ops(unsafe { Emulator::open(&library, order) }.unwrap())))
+    Some(Box::new(move || Arc::new(unsafe { Emulator::open(&library, order) }.unwrap())))
 }
 
 /// The same with products by cuBLASLt: on a GPU the real one, on the emulator the stand-in; `None` where there is none. And whether
@@ -138,14 +144,20 @@ fn check_rounded(name: &str, new_ops: impl Fn() -> CudaOps, dtype: KvDtype, is_m
     for case in cases(name, golden.prompts.len()) {
         let mut model = Model::load(new_ops(), name, dtype, case.max_model_len);
         for i in case.prompts {
-            let expected = &golden.logits[i];
             let logits = model.prefill(&golden.prompts[i], 48);
-            let error = if is_moe { median_rms(&logits, expected, model.vocab) } else { rms(&logits, expected) };
-            let bound = ALLOWED * golden.bf16_error[i].rms;
-            println!("{name}, prompt {i}, {dtype:?}: rms error {error}, {} of the bound", error / bound);
-            assert!(error <= bound, "{name}, prompt {i}, {dtype:?}: rms error {error} above {bound}");
+            check_error(name, &golden, i, &logits, is_moe, &format!("{dtype:?}"));
         }
     }
+}
+
+/// Logits of all positions of a prompt against the reference's.
+pub fn check_error(name: &str, golden: &Golden, prompt: usize, logits: &[f32], is_moe: bool, how: &str) {
+    let expected = &golden.logits[prompt];
+    let vocab = expected.len() / golden.prompts[prompt].len();
+    let error = if is_moe { median_rms(logits, expected, vocab) } else { rms(logits, expected) };
+    let bound = ALLOWED * golden.bf16_error[prompt].rms;
+    println!("{name}, prompt {prompt}, {how}: rms error {error}, {} of the bound", error / bound);
+    assert!(error <= bound, "{name}, prompt {prompt}, {how}: rms error {error} above {bound}");
 }
 
 macro_rules! on_cuda {

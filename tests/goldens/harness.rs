@@ -6,6 +6,7 @@ use garrick::kv::BLOCK_TOKENS;
 use garrick::model::TokenId;
 use garrick::model::decoder::Decoder;
 use garrick::model::ops::{Batch, KvDtype, Ops, Span};
+use garrick::model::shard::Shard;
 use garrick::model::source::{self, ModelSource};
 use garrick::model::weights::safetensors;
 use serde::Deserialize;
@@ -89,10 +90,17 @@ impl<O: Ops> Model<O> {
         Self::open(ops, &folder(name), dtype, max_model_len)
     }
 
-    pub fn open(mut ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
+    pub fn open(ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
+        Self::open_shard(ops, path, dtype, max_model_len, Shard::WHOLE)
+    }
+
+    pub fn open_shard(mut ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>, shard: Shard) -> Self {
         let ModelSource { spec, tensors, .. } = source::open(path, max_model_len, &mut |_, _| ()).unwrap();
-        let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
-        ops.allocate_kv(&spec, dtype, NUM_BLOCKS).expect("memory for KV");
+        let mut last = (0, 1);
+        let mut progress = |done, total| last = (done, total);
+        let decoder = Decoder::load_shard(&mut ops, &spec, &tensors, shard, &mut progress).unwrap();
+        assert_eq!(last.0, last.1, "the bytes of all tensors, and those that were loaded");
+        ops.allocate_kv(decoder.spec(), dtype, NUM_BLOCKS).expect("memory for KV");
         Self { ops, decoder, vocab: spec.vocab_size }
     }
 

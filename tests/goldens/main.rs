@@ -30,6 +30,7 @@ mod cuda;
 mod executor;
 mod harness;
 mod naive;
+mod parallel;
 mod quantised;
 mod routed;
 

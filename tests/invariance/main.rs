@@ -224,6 +224,28 @@ mod cuda {
     fn mixtral() {
         check("mixtral", &[KvDtype::Bf16]);
     }
+
+    /// Each lane on a group of ranks.
+    mod parallel {
+        use super::*;
+
+        fn check(name: &str, num_ranks: usize, dtype: KvDtype) {
+            if let Some(model) = Model::emulated_ranks(name, num_ranks) {
+                mixed_on(name, std::iter::once(model), &[dtype]);
+            }
+        }
+
+        #[test]
+        fn llama_yarn_head64() {
+            check("llama-yarn-head64", 2, KvDtype::Bf16);
+        }
+
+        /// Three parts or more add up differently in another order; and two ranks have one key/value head.
+        #[test]
+        fn mixtral() {
+            check("mixtral", 4, KvDtype::Int8);
+        }
+    }
 }
 
 /// The bundled model: the widest here, so that single rows are shared among threads too.

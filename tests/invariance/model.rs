@@ -6,10 +6,12 @@ use std::sync::Arc;
 use garrick::exec::Executor;
 use garrick::exec::cpu::{CpuOps, CpuOptions, Isa};
 use garrick::exec::cuda::CudaOps;
-use garrick::exec::cuda::device::{Emulator, Order};
+use garrick::exec::cuda::device::{Device, Emulator, Order, Threads};
+use garrick::exec::parallel::TensorParallel;
 use garrick::exec::runner::ModelExecutor;
 use garrick::model::decoder::Decoder;
 use garrick::model::ops::{KvDtype, Ops};
+use garrick::model::shard::Shard;
 use garrick::model::source::{self, ModelSource};
 use garrick::model::spec::Spec;
 
@@ -19,6 +21,8 @@ pub enum Model {
     Cpu(CpuOps, Decoder<CpuOps>),
     /// On the emulator of its kernels.
     Cuda(CudaOps, Decoder<CudaOps>),
+    /// The same on several ranks with a shard each, and the whole model's shape.
+    Ranks(Vec<(Arc<dyn Device>, Decoder<CudaOps>)>, Spec),
 }
 
 fn load<O: Ops>(ops: &mut O, name: &str) -> Decoder<O> {
@@ -44,7 +48,7 @@ impl Model {
     }
 
     /// None where the emulator's library is missing (`scripts/check-kernels.sh shim` makes it), which is a failure in CI.
-    pub fn emulated(name: &str) -> Option<Self> {
+    fn emulator() -> Option<Arc<Emulator>> {
         let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/libgarrick_kernels_shim.so");
         if !library.exists() {
             let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
@@ -53,10 +57,26 @@ impl Model {
             return None;
         }
         // SAFETY: built from this tree by the script.
-        let device = unsafe { Emulator::open(&library, Order::Random(2)) }.unwrap();
-        let mut ops = CudaOps::new(Arc::new(device));
+        Some(Arc::new(unsafe { Emulator::open(&library, Order::Random(2)) }.unwrap()))
+    }
+
+    /// One rank. None where [`emulator`](Self::emulator) is none.
+    pub fn emulated(name: &str) -> Option<Self> {
+        let mut ops = CudaOps::new(Self::emulator()?);
         let decoder = load(&mut ops, name);
         Some(Self::Cuda(ops, decoder))
+    }
+
+    /// Several ranks.
+    pub fn emulated_ranks(name: &str, num_ranks: usize) -> Option<Self> {
+        let ModelSource { spec, tensors, .. } = source::open(&folder(name), None, &mut |_, _| ()).unwrap();
+        let rank = |i: usize| {
+            let device: Arc<dyn Device> = Self::emulator()?;
+            let shard = Shard::new(i, num_ranks);
+            let ops = &mut CudaOps::new(device.clone());
+            Some((device, Decoder::load_shard(ops, &spec, &tensors, shard, &mut |_, _| ()).unwrap()))
+        };
+        Some(Self::Ranks((0..num_ranks).map(rank).collect::<Option<_>>()?, spec))
     }
 
     /// What computes, as `AVX2`.
@@ -64,6 +84,7 @@ impl Model {
         match self {
             Self::Cpu(ops, _) => ops.isa().to_string(),
             Self::Cuda(..) => "CUDA's emulator".into(),
+            Self::Ranks(ranks, _) => format!("{} ranks of CUDA's emulator", ranks.len()),
         }
     }
 
@@ -71,7 +92,7 @@ impl Model {
     pub fn is_slow(&self) -> bool {
         match self {
             Self::Cpu(ops, _) => ops.isa() == Isa::Scalar,
-            Self::Cuda(..) => true,
+            Self::Cuda(..) | Self::Ranks(..) => true,
         }
     }
 
@@ -79,6 +100,7 @@ impl Model {
         match self {
             Self::Cpu(_, decoder) => decoder.spec(),
             Self::Cuda(_, decoder) => decoder.spec(),
+            Self::Ranks(_, spec) => spec,
         }
     }
 
@@ -108,6 +130,17 @@ impl Model {
         match self {
             Self::Cpu(ops, decoder) => new(ops.fork(threads).unwrap(), decoder, dtype, num_blocks),
             Self::Cuda(ops, decoder) => new(ops.fork(), decoder, dtype, num_blocks),
+            Self::Ranks(ranks, _) => {
+                let ends = Threads::connect(ranks.len());
+                let rank = |((device, decoder), end): (&(Arc<dyn Device>, Decoder<CudaOps>), _)| {
+                    let mut ops = CudaOps::of_group(device.clone(), end);
+                    let decoder = decoder.share(&mut ops);
+                    (ops, decoder)
+                };
+                let ranks = ranks.iter().zip(ends.clone()).map(rank).collect();
+                let release = Box::new(move || ends.iter().for_each(|end| end.abort()));
+                Box::new(TensorParallel::new(ranks, "any".into(), dtype, num_blocks, release).unwrap())
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::model::source::ModelSource;
 
 /// Share of the memory left after the weights that the KV cache gets, where nothing else is configured; the rest is for
 /// activations.
-const MEMORY_SHARE: f64 = 0.9;
+pub const MEMORY_SHARE: f64 = 0.9;
 
 pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progress) -> Result<Lanes, EngineError> {
     let lanes = config.engine.lanes;
@@ -75,7 +75,7 @@ pub fn kernel_options(config: &Config) -> KernelOptions {
 }
 
 /// Has products done as configured, as far as it can be. Says by what.
-fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>) -> String {
+pub fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>) -> String {
     const OWN: &str = "own kernels";
     if config.engine.batch_invariant {
         return OWN.into();
@@ -104,13 +104,13 @@ fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>) ->
 }
 
 /// As "q4_k, 942 MiB, computed in bf16", for every format that there is.
-fn describe_weights(stored: &[Stored]) -> String {
+pub fn describe_weights(stored: &[Stored]) -> String {
     let one = |s: &Stored| format!("{}, {} MiB, computed in bf16", s.format, s.bytes >> 20);
     stored.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// `auto` is what the kernels are made for.
-fn kv_dtype(config: &Config) -> KvDtype {
+pub fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Int8 => KvDtype::Int8,
@@ -120,7 +120,7 @@ fn kv_dtype(config: &Config) -> KvDtype {
 }
 
 /// What was asked for and is the CPU's alone.
-fn obstacles(config: &Config) -> Vec<String> {
+pub fn obstacles(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if matches!(config.engine.weights, Weights::F32 | Weights::F16) {
         warnings.push("engine.weights of f32 and f16 are the CPU's: on GPUs weights are bf16".to_owned());

@@ -2,7 +2,9 @@
 
 pub mod cpu;
 pub mod cuda;
+mod group;
 
+pub use self::group::GroupError;
 use super::engine::{EngineError, Progress};
 use crate::base::config::{Config, Device as DeviceChoice};
 use crate::exec::Executor;
@@ -24,6 +26,7 @@ pub struct Lanes {
 
 pub fn open(config: &Config, source: &ModelSource, progress: Progress) -> Result<Lanes, EngineError> {
     match choose(config)? {
+        Some(gpus) if config.engine.tensor_parallel > 1 => group::open(config, source, &gpus, progress),
         Some(gpus) => cuda::open(config, source, &gpus, progress),
         None => cpu::open(config, source, progress),
     }
@@ -37,6 +40,9 @@ fn choose(config: &Config) -> Result<Option<Vec<Gpu>>, EngineError> {
     match gpus() {
         Ok(gpus) => Ok(Some(gpus)),
         Err(absent) if config.engine.device == DeviceChoice::Cuda => Err(EngineError::NoGpu(absent)),
+        Err(absent) if config.engine.tensor_parallel > 1 => {
+            Err(GroupError::NoGpu { num_ranks: config.engine.tensor_parallel, absent }.into())
+        }
         Err(absent) => {
             tracing::info!("running on the CPU: {absent}");
             Ok(None)

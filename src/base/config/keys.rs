@@ -41,6 +41,7 @@ pub const KEYS: &[Key] = &[
         ("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda", Device::Cuda),
     ]))),
     key("engine.lanes", |c, v| put(&mut c.engine.lanes, v.int(1..=64))),
+    key("engine.tensor_parallel", |c, v| put(&mut c.engine.tensor_parallel, v.int(1..=16))),
     key("engine.threads", |c, v| put(&mut c.engine.threads, opt_int(v, 1..=1024))),
     key("engine.isa", |c, v| put(&mut c.engine.isa, v.word(&[
         ("auto", Isa::Auto), ("avx512dot", Isa::Avx512Dot), ("avx512", Isa::Avx512), ("avx2", Isa::Avx2), ("scalar", Isa::Scalar),

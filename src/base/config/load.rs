@@ -9,7 +9,7 @@ use std::fmt;
 use serde_saphyr::{Location, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::keys;
-use super::sections::Config;
+use super::sections::{Config, Device};
 use super::suggest::unknown;
 use super::value::{Allowed, Value, shortened};
 
@@ -228,5 +228,13 @@ fn check_pairs(c: &Config, origins: &HashMap<&'static str, Origin>, problems: &m
             ("engine.threads", threads as u64),
             "every lane computes on a thread of its own",
         );
+    }
+    if c.engine.device == Device::Cpu && c.engine.tensor_parallel > 1 {
+        problems.push(format!(
+            "{} is {}, but must be 1 where {} is cpu: GPUs share a model, and threads do without",
+            stands("engine.tensor_parallel"),
+            c.engine.tensor_parallel,
+            stands("engine.device")
+        ));
     }
 }

@@ -128,6 +128,8 @@ pub struct Engine {
     pub device: Device,
     /// Lanes of this process, one for each GPU first; CPU lanes share the weights and split threads and KV memory.
     pub lanes: usize,
+    /// GPUs that share each lane's model.
+    pub tensor_parallel: usize,
     /// Compute threads over all lanes; by default the physical cores.
     pub threads: Option<usize>,
     pub isa: Isa,
@@ -149,6 +151,7 @@ impl Default for Engine {
         Self {
             device: Device::Auto,
             lanes: 1,
+            tensor_parallel: 1,
             threads: None,
             isa: Isa::Auto,
             weights: Weights::Auto,

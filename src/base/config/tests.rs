@@ -73,6 +73,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("model.sampling_defaults", "openai"),
     ("engine.device", "cpu"),
     ("engine.lanes", "2"),
+    ("engine.tensor_parallel", "4"),
     ("engine.threads", "4"),
     ("engine.isa", "scalar"),
     ("engine.weights", "int8"),
@@ -282,7 +283,7 @@ fn other_layers_are_named_too() {
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
             "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, \
-             cuda_kernels, cuda_libraries, batch_invariant",
+             cuda_kernels, cuda_libraries, tensor_parallel, batch_invariant",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),
@@ -322,6 +323,11 @@ fn rules_between_keys_name_both_and_where_they_stand() {
             .contains("admission.max_timeout_ms (by default)")
     );
     assert!(error_of("engine: {lanes: 4, threads: 2}", &[], &[], &[]).contains("engine.threads (config.yaml:1:29)"));
+    assert_eq!(
+        error_of("engine: {tensor_parallel: 2}", &[], &["engine.device=cpu".into()], &[]),
+        "engine.tensor_parallel (config.yaml:1:27) is 2, but must be 1 where engine.device (--set engine.device=cpu) is cpu: \
+         GPUs share a model, and threads do without"
+    );
 }
 
 #[test]

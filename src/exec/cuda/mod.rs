@@ -21,6 +21,7 @@ mod memory;
 mod module;
 mod moe;
 mod ops;
+mod parts;
 mod product;
 mod quant;
 mod rows;
@@ -28,13 +29,13 @@ mod sampling;
 mod sources;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod weights;
 
 use std::sync::Arc;
 
 use self::attention::Records;
-use self::device::{Address, Device};
+use self::device::{Address, Communicator, Device};
 use self::kv::CudaKv;
 pub use self::kv::kv_bytes_per_block;
 use self::launch::Launch;
@@ -68,6 +69,11 @@ pub struct CudaOps {
     moe: MoeBuffers,
     sampling: Sampling,
     host: Vec<f32>,
+    /// This rank's end of a group of devices that compute one model together.
+    communicator: Option<Arc<dyn Communicator>>,
+    /// Every rank's part of a sum, and this one's where it was not float32.
+    parts: Scratch,
+    widened: CudaRows,
 }
 
 impl CudaOps {
@@ -83,7 +89,15 @@ impl CudaOps {
             moe: MoeBuffers::default(),
             sampling: Sampling::default(),
             host: Vec::new(),
+            communicator: None,
+            parts: Scratch::default(),
+            widened: CudaRows::default(),
         }
+    }
+
+    /// One rank of several, whose model is a shard: sums are taken over all of them.
+    pub fn of_group(device: Arc<dyn Device>, communicator: Arc<dyn Communicator>) -> CudaOps {
+        CudaOps { communicator: Some(communicator), ..CudaOps::new(device) }
     }
 
     /// Weights in this format, as far as their roles allow; `None`: as the checkpoint has them. What is not quantised is

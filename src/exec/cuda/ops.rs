@@ -289,6 +289,10 @@ impl Ops for CudaOps {
         });
     }
 
+    fn all_reduce(&mut self, rows: &mut CudaRows) {
+        self.run(|ops| ops.add_parts(rows));
+    }
+
     fn finish(&mut self) -> Result<(), DeviceError> {
         self.run(|ops| ops.device.finish());
         self.outcome()

@@ -9,9 +9,11 @@ use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
 
 /// The emulator's memory, and kernels that do nothing but count, until one fails.
-struct Faulty {
-    memory: Emulator,
-    launched: Mutex<Vec<&'static str>>,
+pub struct Faulty {
+    pub memory: Emulator,
+    pub launched: Mutex<Vec<&'static str>>,
+    /// What a later launch comes to, after so many good ones.
+    pub later: Mutex<Option<(usize, fn() -> DeviceError)>>,
     /// The error of the next launch.
     launch: Mutex<Option<DeviceError>>,
     /// The error of the next allocation.
@@ -19,9 +21,9 @@ struct Faulty {
 }
 
 impl Faulty {
-    fn new() -> Faulty {
-        let (launched, launch, allocation) = Default::default();
-        Faulty { memory: Emulator::bare(), launched, launch, allocation }
+    pub fn new() -> Faulty {
+        let (launched, later, launch, allocation) = Default::default();
+        Faulty { memory: Emulator::bare(), launched, later, launch, allocation }
     }
 
     fn launched(&self) -> usize {
@@ -66,6 +68,11 @@ impl Device for Faulty {
     unsafe fn launch(&self, kernel: &'static str, _: Shape, _: &mut [*mut c_void]) -> Result<(), DeviceError> {
         if let Some(error) = self.launch.lock().unwrap().take() {
             return Err(error);
+        }
+        let later = self.later.lock().unwrap().take();
+        match later {
+            Some((0, fault)) => return Err(fault()),
+            later => *self.later.lock().unwrap() = later.map(|(left, fault)| (left - 1, fault)),
         }
         self.launched.lock().unwrap().push(kernel);
         Ok(())

@@ -112,7 +112,7 @@ impl CudaMatrix {
         &self.sections
     }
 
-    /// What a product with it gives: logits, of tokens or experts, are not rounded.
+    /// What a product with it gives: logits, of tokens or experts, and parts of sums are not rounded.
     pub fn product(&self) -> Element {
         if self.role == Role::Projection { Element::Bf16 } else { Element::F32 }
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{Decoder, Layer, Mlp, Scratch, Weights};
 use crate::model::ops::{MoeWeights, Ops, Role};
+use crate::model::shard::Shard;
 use crate::model::spec::Spec;
-use crate::model::weights::{LayerTensors, MlpTensors, Tensor, WeightsError, bind};
+use crate::model::weights::{LayerTensors, MlpTensors, ModelTensors, Tensor, WeightsError, bind};
 
 /// Called with bytes done and bytes in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -19,26 +20,62 @@ impl<O: Ops> Decoder<O> {
         tensors: &BTreeMap<String, Tensor>,
         progress: Progress,
     ) -> Result<Self, WeightsError> {
-        let bound = bind(spec, tensors)?;
-        let bytes = |tensor: &Tensor| tensor.data().len() as u64;
-        let ignored: u64 = bound.ignored.iter().filter_map(|name| tensors.get(name)).map(bytes).sum();
-        let total = tensors.values().map(bytes).sum::<u64>() - ignored;
-        let mut loader = Loader { ops, spec, progress, done: 0, total };
+        Self::load_shard(ops, spec, tensors, Shard::WHOLE, progress)
+    }
+
+    /// The same for one rank's part of the model that `spec` and `tensors` are.
+    pub fn load_shard(
+        ops: &mut O,
+        spec: &Spec,
+        tensors: &BTreeMap<String, Tensor>,
+        shard: Shard,
+        progress: Progress,
+    ) -> Result<Self, WeightsError> {
+        let bound = shard.tensors(spec, bind(spec, tensors)?)?;
+        let spec = &shard.spec(spec)?;
+        let total = num_bytes(&bound);
+        let mut loader = Loader { ops, spec, shard, progress, done: 0, total };
         let weights = Weights {
             embedding: loader.matrix(Role::Embedding, std::slice::from_ref(&bound.embedding)),
-            layers: bound.layers.iter().map(|layer| loader.layer(layer)).collect(),
+            layers: bound.layers.into_iter().map(|layer| loader.layer(&layer)).collect(),
             final_norm: loader.norm(&bound.final_norm),
             head: bound.head.as_ref().map(|head| loader.matrix(Role::Head, std::slice::from_ref(head))),
             ropes: spec.ropes.iter().map(|rope| loader.ops.load_rope(rope, spec.max_positions)).collect(),
             spec: spec.clone(),
+            shard,
         };
         Ok(Self { weights: Arc::new(weights), scratch: Scratch::new(ops) })
     }
 }
 
+fn num_bytes(model: &ModelTensors) -> u64 {
+    let of = |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.num_bytes() as u64).sum::<u64>();
+    let some = |tensor: &Option<Tensor>| of(tensor.as_slice());
+    let list = |tensors: &Option<Vec<Tensor>>| of(tensors.as_deref().unwrap_or_default());
+    let layer = |layer: &LayerTensors| {
+        let LayerTensors { norms, qkv, qkv_bias, qk_norm, o, o_bias, mlp } = layer;
+        let before = some(&norms.before_attention) + some(&norms.before_mlp);
+        let norms = before + some(&norms.after_attention) + some(&norms.after_mlp);
+        let qk_norm = qk_norm.as_ref().map_or(0, |(q, k)| (q.num_bytes() + k.num_bytes()) as u64);
+        let mlp = match mlp {
+            MlpTensors::Dense { gate_up, gate_up_bias, down, down_bias } => {
+                of(gate_up) + list(gate_up_bias) + down.num_bytes() as u64 + some(down_bias)
+            }
+            MlpTensors::Moe { router, gate_up, down } => {
+                router.num_bytes() as u64 + gate_up.iter().map(|parts| of(parts)).sum::<u64>() + of(down)
+            }
+        };
+        norms + of(qkv) + list(qkv_bias) + qk_norm + o.num_bytes() as u64 + some(o_bias) + mlp
+    };
+    let ModelTensors { embedding, layers, final_norm, head, .. } = model;
+    let ends = (embedding.num_bytes() + final_norm.num_bytes()) as u64 + some(head);
+    ends + layers.iter().map(layer).sum::<u64>()
+}
+
 struct Loader<'a, O: Ops> {
     ops: &'a mut O,
     spec: &'a Spec,
+    shard: Shard,
     progress: Progress<'a>,
     done: u64,
     total: u64,
@@ -46,7 +83,7 @@ struct Loader<'a, O: Ops> {
 
 impl<O: Ops> Loader<'_, O> {
     fn count(&mut self, tensor: &Tensor) {
-        self.done += tensor.data().len() as u64;
+        self.done += tensor.num_bytes() as u64;
         (self.progress)(self.done, self.total);
     }
 
@@ -74,6 +111,11 @@ impl<O: Ops> Loader<'_, O> {
         self.ops.load_vector(&values)
     }
 
+    /// The role of what adds to the residual stream.
+    fn summed(&self) -> Role {
+        if self.shard.is_whole() { Role::Projection } else { Role::Partial }
+    }
+
     fn layer(&mut self, tensors: &LayerTensors) -> Layer<O> {
         let norms = &tensors.norms;
         Layer {
@@ -84,7 +126,7 @@ impl<O: Ops> Loader<'_, O> {
             qkv: self.matrix(Role::Projection, &tensors.qkv),
             qkv_bias: tensors.qkv_bias.as_ref().map(|parts| self.vector(parts)),
             qk_norm: tensors.qk_norm.as_ref().map(|(q, k)| (self.norm(q), self.norm(k))),
-            o: self.matrix(Role::Projection, std::slice::from_ref(&tensors.o)),
+            o: self.matrix(self.summed(), std::slice::from_ref(&tensors.o)),
             o_bias: tensors.o_bias.as_ref().map(|bias| self.vector(std::slice::from_ref(bias))),
             mlp: self.mlp(&tensors.mlp),
         }
@@ -95,7 +137,7 @@ impl<O: Ops> Loader<'_, O> {
             MlpTensors::Dense { gate_up, gate_up_bias, down, down_bias } => Mlp::Dense {
                 gate_up: self.matrix(Role::Projection, gate_up),
                 gate_up_bias: gate_up_bias.as_ref().map(|parts| self.vector(parts)),
-                down: self.matrix(Role::Projection, std::slice::from_ref(down)),
+                down: self.matrix(self.summed(), std::slice::from_ref(down)),
                 down_bias: down_bias.as_ref().map(|bias| self.vector(std::slice::from_ref(bias))),
             },
             MlpTensors::Moe { router, gate_up, down } => Mlp::Moe(MoeWeights {

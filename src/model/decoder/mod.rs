@@ -12,6 +12,7 @@ pub use load::Progress;
 use std::sync::Arc;
 
 use super::ops::{Batch, DeviceError, MoeWeights, Ops, QkNormWeights};
+use super::shard::Shard;
 use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 
 /// A model on a device: shared weights, and activations of its own.
@@ -22,7 +23,9 @@ pub struct Decoder<O: Ops> {
 
 /// Immutable after loading; lanes of one device share it.
 struct Weights<O: Ops> {
+    /// Of this shard.
     spec: Spec,
+    shard: Shard,
     /// `[vocab, hidden]`
     embedding: O::Matrix,
     layers: Vec<Layer<O>>,
@@ -143,7 +146,7 @@ impl<O: Ops> Decoder<O> {
         }
     }
 
-    /// The same without waiting: the logits on the device, if any are wanted.
+    /// The same without waiting: the logits on the device, if any are wanted. Of several shards the first gives them.
     pub fn start<'a>(&'a mut self, ops: &mut O, batch: &Batch) -> Option<&'a O::Rows> {
         let Self { weights, scratch } = self;
         let spec = &weights.spec;
@@ -166,6 +169,9 @@ impl<O: Ops> Decoder<O> {
                 None => Some(&weights.final_norm),
             };
             weights.mlp(ops, layer, &spec.layers[i], next, scratch);
+        }
+        if !weights.shard.is_first() {
+            return None;
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
@@ -206,6 +212,7 @@ impl<O: Ops> Weights<O> {
         let Scratch { qkv, attended, delta, step, .. } = scratch;
         ops.attend(step, index, &spec.attention(index), qkv, attended);
         ops.matmul(attended, &layer.o, layer.o_bias.as_ref(), delta);
+        self.sum(ops, delta);
         if let Some(weight) = &layer.after_attention {
             ops.rms_norm_in_place(delta, weight, eps);
         }
@@ -233,9 +240,17 @@ impl<O: Ops> Weights<O> {
             }
             (Mlp::Moe(_), MlpSpec::Dense { .. }) => unreachable!("layers are loaded as their spec says"),
         }
+        self.sum(ops, delta);
         if let Some(weight) = &layer.after_mlp {
             ops.rms_norm_in_place(delta, weight, spec.norm_eps);
         }
         self.add(ops, next, scratch);
+    }
+
+    /// What all shards add to the stream, from this one's.
+    fn sum(&self, ops: &mut O, delta: &mut O::Rows) {
+        if !self.shard.is_whole() {
+            ops.all_reduce(delta);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Why weights cannot be used: always names the file or the tensor.
 
+use crate::model::shard::ShardError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("{file}: {source}")]
@@ -18,4 +20,6 @@ pub enum WeightsError {
     Extra { count: usize, names: String },
     #[error("tensor `{tensor}` differs from `{twin}`, though tie_word_embeddings is true")]
     Untied { tensor: String, twin: String },
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }

@@ -4,6 +4,7 @@
 
 mod bind;
 pub mod blocks;
+mod columns;
 mod dtype;
 mod error;
 mod mapped;
@@ -62,6 +63,10 @@ impl Tensor {
 
     pub fn data(&self) -> &[u8] {
         &self.bytes.as_bytes()[self.range.clone()]
+    }
+
+    pub fn num_bytes(&self) -> usize {
+        self.range.len()
     }
 
     /// A device has taken the elements: a mapped file's pages need not stay in memory.

@@ -4,14 +4,18 @@
 
 mod cublaslt;
 mod emulator;
+mod group;
 pub mod libraries;
+mod nccl;
 mod nvidia;
 mod nvrtc;
 
 use std::ffi::c_void;
 
 pub use self::emulator::{Emulator, Order};
+pub use self::group::{Communicator, Threads};
 use self::libraries::Places;
+pub use self::nccl::connect;
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
 pub use self::nvrtc::Nvrtc;
 use super::compile::Progress;

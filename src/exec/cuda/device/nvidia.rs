@@ -154,6 +154,12 @@ impl Nvidia {
         Ok(kernel.function.clone())
     }
 
+    /// Its stream, with the device as the calling thread's.
+    pub(super) fn current_stream(&self) -> Result<*mut c_void, DeviceError> {
+        self.bind()?;
+        Ok(self.stream.cu_stream().cast())
+    }
+
     fn bind(&self) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(|e| error("context", e))
     }
