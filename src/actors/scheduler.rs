@@ -113,7 +113,10 @@ impl SchedulerActor {
         }
         // Before the next plan: that may preempt a sequence, which another lane may then steal and bring to its end.
         deliver(match outcome {
-            Ok(output) => self.lane.complete(output),
+            Ok(output) => {
+                self.metrics.replayed_steps.increment(output.replayed.into());
+                self.lane.complete(output)
+            }
             Err(error) => {
                 tracing::error!(lane = self.index, error, "a step failed");
                 self.lane.fail(&error)

@@ -109,7 +109,8 @@ where
             fill(&mut self.batch, plan);
             rows = self.run(plan)?;
         }
-        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
+        let replayed = !plan.rows.is_empty() && self.decoder.was_replayed();
+        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64, replayed })
     }
 }
 

@@ -52,6 +52,7 @@ pub const KEYS: &[Key] = &[
     key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[
         ("f32", Compute::F32), ("bf16", Compute::Bf16), ("int8", Compute::Int8),
     ]))),
+    key("engine.cuda_graphs", |c, v| put(&mut c.engine.cuda_graphs, v.boolean())),
     key("engine.max_step_s", |c, v| put(&mut c.engine.max_step_s, v.int(1..=3600))),
     key("kv.memory", |c, v| put(&mut c.kv.memory, opt_memory(v))),
     key("kv.memory_share", |c, v| put(&mut c.kv.memory_share, opt(v, |v| v.number(0.0, 0.95)))),

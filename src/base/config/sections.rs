@@ -133,6 +133,8 @@ pub struct Engine {
     pub isa: Isa,
     pub weights: Weights,
     pub compute: Compute,
+    /// Whether decode steps on GPUs are launched as one graph each.
+    pub cuda_graphs: bool,
     /// A step that runs longer than this makes the server not ready, until it ends.
     pub max_step_s: u64,
 }
@@ -146,6 +148,7 @@ impl Default for Engine {
             isa: Isa::Auto,
             weights: Weights::Auto,
             compute: Compute::F32,
+            cuda_graphs: true,
             max_step_s: 30,
         }
     }

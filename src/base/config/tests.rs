@@ -77,6 +77,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.isa", "scalar"),
     ("engine.weights", "int8"),
     ("engine.compute", "bf16"),
+    ("engine.cuda_graphs", "false"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),

@@ -17,10 +17,10 @@ use crate::model::ops::{Attention, DeviceError, KvDtype};
 /// Threads of a block of any attention kernel.
 const THREADS: u32 = 128;
 /// Positions of a split, and of a tile of K and V.
-const SPLIT_TOKENS: usize = 512;
+pub const SPLIT_TOKENS: usize = 512;
 const TILE_TOKENS: usize = 64;
 /// Queries, pairs of a row and a head, of a tile of decode.
-const DECODE_QUERIES: usize = 16;
+pub const DECODE_QUERIES: usize = 16;
 
 /// A kernel's name by what the cache holds and the head's dimensions; `None` where only the plain one serves.
 macro_rules! by_dtype_and_dim {
@@ -149,8 +149,12 @@ impl Attend<'_> {
         unsafe { merge.start(&**self.device) }
     }
 
-    /// Splits that any of the spans sees.
+    /// Splits that any of the spans sees; of single rows at most, where the step says so.
     fn max_splits(&self, spans: Spans) -> usize {
+        if let Some(splits) = self.step.max_splits {
+            let of_window = |window: usize| (window - 1).div_ceil(SPLIT_TOKENS) + 1;
+            return self.attention.window.map_or(splits, |window| splits.min(of_window(window)));
+        }
         let of = |span: &crate::model::ops::Span| {
             let first_row = span.first_position as usize;
             let first = self.attention.window.map_or(0, |window| (first_row + 1).saturating_sub(window));

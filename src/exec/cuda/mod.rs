@@ -12,6 +12,7 @@
 
 mod attention;
 pub mod device;
+mod graphs;
 mod kv;
 mod launch;
 mod memory;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 
 use self::attention::Records;
 use self::device::{Address, Device};
+use self::graphs::Graphs;
 use self::kv::CudaKv;
 pub use self::kv::kv_bytes_per_block;
 use self::launch::Launch;
@@ -56,8 +58,11 @@ pub struct CudaOps {
     rounded: Scratch,
     records: Records,
     moe: MoeBuffers,
+    graphs: Graphs,
     /// The best tokens, on the device and here.
     best: Scratch,
+    /// Rows whose best tokens are on the device already: a decode step's.
+    num_best: Option<usize>,
     tokens: Vec<TokenId>,
     host: Vec<f32>,
 }
@@ -71,15 +76,26 @@ impl CudaOps {
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
+            graphs: Graphs::default(),
             best: Scratch::default(),
+            num_best: None,
             tokens: Vec::new(),
             host: Vec::new(),
         }
     }
 
-    /// Another lane on the same device, with KV memory and activations of its own.
+    /// Another lane on the same device, with an order of launches, KV memory and activations of its own.
     pub fn fork(&self) -> CudaOps {
-        CudaOps::new(self.device.clone())
+        let fork = match self.device.beside() {
+            Ok(device) => CudaOps::new(device),
+            Err(error) => CudaOps { error: Some(error), ..CudaOps::new(self.device.clone()) },
+        };
+        fork.with_graphs(self.graphs.max_rows())
+    }
+
+    /// With graphs of decode steps of at most so many rows, of as many as there may be; 0: without.
+    pub fn with_graphs(self, max_rows: usize) -> CudaOps {
+        CudaOps { graphs: Graphs::new(max_rows), ..self }
     }
 
     /// Bytes that the device has left; or what went wrong in loading.

@@ -2,6 +2,7 @@
 
 use super::attention::Attend;
 use super::device::Address;
+use super::graphs::Way;
 use super::kv::CudaKv;
 use super::launch::Launch;
 use super::memory::Buffer;
@@ -11,7 +12,7 @@ use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
 use super::{CudaOps, chunks};
 use crate::model::TokenId;
-use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use crate::model::ops::{Attention, Batch, Begun, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
 
@@ -54,6 +55,8 @@ impl Ops for CudaOps {
 
     fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
         self.outcome()?;
+        // Never two at once.
+        self.kv = None;
         let kv = self.kv.insert(CudaKv::new(&self.device, spec, dtype, num_blocks)?);
         Ok(kv.bytes())
     }
@@ -63,7 +66,45 @@ impl Ops for CudaOps {
     }
 
     fn prepare(&mut self, batch: &Batch, step: &mut CudaStep) {
+        self.num_best = None;
         self.run(|ops| step.set(&ops.device, batch));
+    }
+
+    fn begin_decode(&mut self, batch: &Batch, step: &mut CudaStep, logits: &mut CudaRows, vocab_size: usize) -> Begun {
+        self.num_best = None;
+        let mut way = Way::Direct;
+        match self.graphs.bucket(batch) {
+            None => self.run(|ops| step.set(&ops.device, batch)),
+            Some(bucket) => self.run(|ops| {
+                step.set_filled(&ops.device, batch, bucket)?;
+                way = ops.graphs.begin(&ops.device, bucket)?;
+                Ok(())
+            }),
+        }
+        if way != Way::Replayed {
+            return Begun::Prepared;
+        }
+        logits.show(step.num_batch_rows, vocab_size, Element::F32);
+        self.num_best = Some(step.num_batch_rows);
+        Begun::Done
+    }
+
+    fn end_decode(&mut self, step: &CudaStep, logits: &mut CudaRows) -> bool {
+        if !step.is_filled() {
+            return true;
+        }
+        self.run(|ops| ops.find_best(logits));
+        if self.graphs.is_capturing() {
+            let failure = self.error.take();
+            match self.graphs.end(&self.device, failure) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => self.error = Some(error),
+            }
+        }
+        logits.show(step.num_batch_rows, logits.width(), logits.element());
+        self.num_best = Some(step.num_batch_rows);
+        true
     }
 
     fn embed(&mut self, step: &CudaStep, table: &CudaMatrix, scale: f32, out: &mut CudaRows) {
@@ -252,17 +293,11 @@ impl Ops for CudaOps {
 
     fn argmax<'a>(&'a mut self, logits: &'a CudaRows) -> Result<Option<&'a [TokenId]>, DeviceError> {
         self.run(|ops| {
-            assert_eq!(logits.element(), Element::F32, "logits are float32");
-            let tokens = ops.best.reserve(&ops.device, 4 * logits.rows())?;
-            let launch = Launch::new("argmax", [logits.rows(), 1, 1])
-                .threads(512)
-                .buffer(tokens)
-                .address(logits.address())
-                .int(logits.width());
+            if ops.num_best != Some(logits.rows()) {
+                ops.find_best(logits)?;
+            }
             ops.tokens.resize(logits.rows(), 0);
-            // SAFETY: a token for each row.
-            unsafe { launch.start(&*ops.device)? };
-            tokens.read(&mut ops.tokens)
+            ops.best.reserve(&ops.device, 4 * logits.rows())?.read(&mut ops.tokens)
         });
         self.outcome()?;
         Ok(Some(&self.tokens))
@@ -272,6 +307,20 @@ impl Ops for CudaOps {
         self.run(|ops| rows.read(&ops.device, &mut ops.host));
         self.outcome()?;
         Ok(&self.host)
+    }
+}
+
+impl CudaOps {
+    /// The best token of each row of logits, which stay on the device.
+    fn find_best(&mut self, logits: &CudaRows) -> Result<(), DeviceError> {
+        assert_eq!(logits.element(), Element::F32, "logits are float32");
+        let launch = Launch::new("argmax", [logits.rows(), 1, 1])
+            .threads(512)
+            .buffer(self.best.reserve(&self.device, 4 * logits.rows())?)
+            .address(logits.address())
+            .int(logits.width());
+        // SAFETY: a token for each row.
+        unsafe { self.start(launch) }
     }
 }
 

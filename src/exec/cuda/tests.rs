@@ -4,7 +4,7 @@ use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::Mutex;
 
-use super::device::Shape;
+use super::device::{GraphId, Shape};
 use super::*;
 use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
@@ -33,6 +33,14 @@ impl Device for Faulty {
 
     fn free_bytes(&self) -> Result<usize, DeviceError> {
         Ok(1 << 20)
+    }
+
+    fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Err(DeviceError::Failed("there is one lane".into()))
+    }
+
+    fn allocations(&self) -> u64 {
+        0
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
@@ -80,6 +88,22 @@ impl Device for Faulty {
 
     fn finish(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::Failed("nothing is captured".into()))
+    }
+
+    fn end_capture(&self) -> Result<GraphId, DeviceError> {
+        unreachable!("no capture begins")
+    }
+
+    unsafe fn launch_graph(&self, _: GraphId) -> Result<(), DeviceError> {
+        unreachable!("there is no graph")
+    }
+
+    unsafe fn free_graph(&self, _: GraphId) {
+        unreachable!("there is no graph")
     }
 }
 

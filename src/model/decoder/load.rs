@@ -32,7 +32,7 @@ impl<O: Ops> Decoder<O> {
             ropes: spec.ropes.iter().map(|rope| loader.ops.load_rope(rope, spec.max_positions)).collect(),
             spec: spec.clone(),
         };
-        Ok(Self { weights: Arc::new(weights), scratch: Scratch::new(ops) })
+        Ok(Self { weights: Arc::new(weights), scratch: Scratch::new(ops), was_replayed: false })
     }
 }
 

@@ -11,13 +11,15 @@ pub use load::Progress;
 
 use std::sync::Arc;
 
-use super::ops::{Batch, DeviceError, MoeWeights, Ops, QkNormWeights};
+use super::ops::{Batch, Begun, DeviceError, MoeWeights, Ops, QkNormWeights};
 use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 
 /// A model on a device: shared weights, and activations of its own.
 pub struct Decoder<O: Ops> {
     weights: Arc<Weights<O>>,
     scratch: Scratch<O>,
+    /// Whether the device had kept the last step's operations.
+    was_replayed: bool,
 }
 
 /// Immutable after loading; lanes of one device share it.
@@ -117,6 +119,22 @@ impl<O: Ops> Scratch<O> {
             std::mem::swap(&mut self.step, &mut self.last_step);
         }
     }
+
+    /// Undoes the exchanges of [`Scratch::keep_logit_rows`]: a step finds everything where the one before had it.
+    fn put_back(&mut self, batch: &Batch) {
+        if keeps_some(batch) {
+            std::mem::swap(&mut self.step, &mut self.last_step);
+            for rows in [&mut self.qkv, &mut self.stream] {
+                std::mem::swap(rows, &mut self.gathered);
+            }
+        }
+    }
+}
+
+/// Whether every row is a sequence's own, and all their logits are wanted.
+fn is_decode(batch: &Batch) -> bool {
+    let num_rows = batch.tokens.len();
+    num_rows > 0 && batch.spans.len() == num_rows && batch.logit_rows.len() == num_rows
 }
 
 /// Whether the last layer is for some of the rows, neither none nor all.
@@ -131,7 +149,12 @@ impl<O: Ops> Decoder<O> {
 
     /// Another decoder over the same weights, for another lane of the same device.
     pub fn share(&self, ops: &mut O) -> Self {
-        Self { weights: self.weights.clone(), scratch: Scratch::new(ops) }
+        Self { weights: self.weights.clone(), scratch: Scratch::new(ops), was_replayed: false }
+    }
+
+    /// Whether the device started the last step as one that it had kept, see [`Ops::begin_decode`].
+    pub fn was_replayed(&self) -> bool {
+        self.was_replayed
     }
 
     /// Runs one step and returns the logits of [`Batch::logit_rows`], `[logit_rows, vocab]`. K and V of every row are
@@ -145,32 +168,52 @@ impl<O: Ops> Decoder<O> {
 
     /// The same without waiting: the logits on the device, if any are wanted.
     pub fn start<'a>(&'a mut self, ops: &mut O, batch: &Batch) -> Option<&'a O::Rows> {
-        let Self { weights, scratch } = self;
-        let spec = &weights.spec;
-        scratch.prepare(ops, batch);
-        ops.embed(&scratch.step, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
-        for (i, layer) in weights.layers.iter().enumerate() {
-            weights.keys_and_values(ops, i, scratch);
-            if i + 1 == weights.layers.len() {
-                if batch.logit_rows.is_empty() {
-                    return None;
-                }
-                scratch.keep_logit_rows(ops, batch);
-            }
-            weights.attention(ops, i, scratch);
-            weights.mlp(ops, layer, &spec.layers[i], scratch);
+        let Self { weights, scratch, was_replayed } = self;
+        *was_replayed = false;
+        if !is_decode(batch) {
+            scratch.prepare(ops, batch);
+            return weights.run(ops, scratch, batch).then_some(&scratch.logits);
         }
-        ops.rms_norm(&scratch.stream, &weights.final_norm, spec.norm_eps, &mut scratch.normed);
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
-        if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
-            ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
+        let vocab_size = weights.spec.vocab_size;
+        let begun = ops.begin_decode(batch, &mut scratch.step, &mut scratch.logits, vocab_size);
+        *was_replayed = begun == Begun::Done;
+        if begun == Begun::Prepared {
+            weights.run(ops, scratch, batch);
+            if !ops.end_decode(&scratch.step, &mut scratch.logits) {
+                weights.run(ops, scratch, batch);
+                ops.end_decode(&scratch.step, &mut scratch.logits);
+            }
         }
         Some(&scratch.logits)
     }
 }
 
 impl<O: Ops> Weights<O> {
+    /// All operations of a step that is on the device; false where no logits are wanted.
+    fn run(&self, ops: &mut O, scratch: &mut Scratch<O>, batch: &Batch) -> bool {
+        let spec = &self.spec;
+        ops.embed(&scratch.step, &self.embedding, spec.embedding_scale, &mut scratch.stream);
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.keys_and_values(ops, i, scratch);
+            if i + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return false;
+                }
+                scratch.keep_logit_rows(ops, batch);
+            }
+            self.attention(ops, i, scratch);
+            self.mlp(ops, layer, &spec.layers[i], scratch);
+        }
+        ops.rms_norm(&scratch.stream, &self.final_norm, spec.norm_eps, &mut scratch.normed);
+        scratch.put_back(batch);
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
+        if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
+            ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
+        }
+        true
+    }
+
     /// Leaves the queries in `qkv`.
     fn keys_and_values(&self, ops: &mut O, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);

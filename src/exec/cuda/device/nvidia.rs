@@ -1,11 +1,13 @@
 //! An NVIDIA GPU through the CUDA driver, which is looked for at run time: nothing of CUDA is needed to build or start.
 //!
-//! Owns one stream, and the kernels loaded for the chip. Invariant: no function of cudarc is called, nor one of its errors
-//! printed, before the driver's library is known to be there; it panics otherwise.
+//! Owns one stream, and the kernels loaded for the chip. Invariants: no function of cudarc is called, nor one of its errors
+//! printed, before the driver's library is known to be there; it panics otherwise. What the host and the GPU copy goes
+//! through pinned memory.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
@@ -13,7 +15,9 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverEr
 use cudarc::nvrtc::Ptx;
 
 use super::super::module::{self, Cubin};
-use super::{Address, Device, Shape};
+use super::pinned::{self, PinnedPiece};
+use super::staging::Staging;
+use super::{Address, Device, GraphId, Shape};
 use crate::model::ops::DeviceError;
 
 /// Dynamic shared memory that a kernel may have without being asked.
@@ -78,6 +82,8 @@ pub struct Nvidia {
     modules: Vec<Arc<CudaModule>>,
     /// Those that have been launched.
     kernels: Mutex<HashMap<&'static str, Kernel>>,
+    staging: Mutex<Staging<PinnedPiece>>,
+    allocations: AtomicU64,
     name: String,
 }
 
@@ -92,12 +98,25 @@ impl Nvidia {
     /// Loads these kernels for one of [`gpus`].
     pub fn open(gpu: &Gpu, cubins: Vec<Cubin>) -> Result<Nvidia, DeviceError> {
         let context = CudaContext::new(gpu.ordinal).map_err(|e| error("cannot be opened", e))?;
-        // SAFETY: there is one stream, so nothing is to be tracked between streams.
+        // SAFETY: streams share nothing but weights, which are there before the second one is made.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(|e| error("no stream", e))?;
         let load = |cubin: Cubin| context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e));
         let modules = cubins.into_iter().map(load).collect::<Result<_, _>>()?;
-        Ok(Nvidia { context, stream, modules, kernels: Mutex::default(), name: gpu.name.clone() })
+        Nvidia::with_stream(context.clone(), modules, gpu.name.clone())
+    }
+
+    fn with_stream(
+        context: Arc<CudaContext>,
+        modules: Vec<Arc<CudaModule>>,
+        name: String,
+    ) -> Result<Nvidia, DeviceError> {
+        let stream = context.new_stream().map_err(|e| error("no stream", e))?;
+        let (kernels, staging) = (Mutex::default(), Mutex::default());
+        Ok(Nvidia { context, stream, modules, kernels, staging, allocations: AtomicU64::new(0), name })
+    }
+
+    fn new_piece(&self) -> Result<PinnedPiece, DeviceError> {
+        PinnedPiece::new(&self.context, &self.stream)
     }
 
     /// A kernel by name, allowed to have this much shared memory.
@@ -125,7 +144,7 @@ impl Nvidia {
 }
 
 /// What the driver says. After most errors of a kernel the context is of no use any more.
-fn error(what: &str, DriverError(code): DriverError) -> DeviceError {
+pub(super) fn error(what: &str, DriverError(code): DriverError) -> DeviceError {
     let message = format!("{what}: {code:?}");
     match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY
@@ -145,8 +164,19 @@ impl Device for Nvidia {
         self.context.mem_get_info().map(|(free, _)| free).map_err(|e| error("memory", e))
     }
 
+    fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        self.finish()?;
+        let other = Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone())?;
+        Ok(Arc::new(other))
+    }
+
+    fn allocations(&self) -> u64 {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.bind()?;
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the content is unspecified by contract, and of plain bytes.
         unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
@@ -168,16 +198,16 @@ impl Device for Nvidia {
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
         self.bind()?;
-        // The driver has staged pageable memory when this returns (CUDA driver API, "API synchronization behavior").
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("upload", e))
+        unsafe { staging.upload(|| self.new_piece(), to, from) }
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
         self.bind()?;
-        // SAFETY: the caller's promise; waited for below, while `to` is borrowed.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("download", e))?;
-        self.finish()
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's promise.
+        unsafe { staging.download(|| self.new_piece(), to, from) }
     }
 
     unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError> {
@@ -208,5 +238,33 @@ impl Device for Nvidia {
     fn finish(&self) -> Result<(), DeviceError> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| error("a kernel", e))
+    }
+
+    fn begin_capture(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        // What other threads do with the context does not concern it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(self.stream.cu_stream(), mode) }.map_err(|e| error("capture", e))
+    }
+
+    fn end_capture(&self) -> Result<GraphId, DeviceError> {
+        self.bind()?;
+        pinned::end_capture(&self.stream)
+    }
+
+    unsafe fn launch_graph(&self, graph: GraphId) -> Result<(), DeviceError> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream.cu_stream()) }
+            .map_err(|e| error("a graph", e))
+    }
+
+    unsafe fn free_graph(&self, graph: GraphId) {
+        // Its last launch may still be under way.
+        if self.finish().is_ok() {
+            // SAFETY: the caller's promise.
+            unsafe { pinned::free_graph(graph) };
+        }
     }
 }
