@@ -1,5 +1,6 @@
 """`garrick bench` on a random checkpoint of a real size: decode against the time of reading weights and K and V once,
-prefill against the time of its multiplications, both at the rates measured just before.
+prefill against the time of its multiplications, both at the rates measured just before. Decode steps are launched as
+graphs, and once kernel by kernel.
 """
 
 import argparse
@@ -67,7 +68,9 @@ def main():
     found.note(f"checkpoint after {results.spent():.0f} s: {folder}, {billions:.3f} billion parameters; prompts of "
                f"{args.prompt_tokens} tokens, {args.output_tokens} generated")
     failures = 0
-    for way, options in (("default", []), ("steps of 4096", ["--set", "scheduler.max_batch_tokens=4096"])):
+    ways = (("default", []), ("without graphs", ["--set", "engine.cuda_graphs=false"]),
+            ("steps of 4096", ["--set", "scheduler.max_batch_tokens=4096"]))
+    for way, options in ways:
         report = bench(folder, args.batches, args, *options)
         if report is None:
             failures += 1

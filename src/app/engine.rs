@@ -45,6 +45,8 @@ pub enum EngineError {
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("{0}")]
+    GpuMemory(String),
     #[error("engine.device is cuda, but {0}")]
     NoGpu(Absent),
 }

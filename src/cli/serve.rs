@@ -75,6 +75,6 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
         EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
-        EngineError::Device(_) | EngineError::NoGpu(_) => Exit::Unavailable,
+        EngineError::Device(_) | EngineError::GpuMemory(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }
