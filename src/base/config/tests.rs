@@ -279,7 +279,7 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, cuda_graphs",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),
