@@ -26,19 +26,21 @@ __device__ __forceinline__ int first_seen(int position, int window) {
   return window > 0 ? max(0, position + 1 - window) : 0;
 }
 
-// From a dot product to the exponent of two of its weight.
+// From a dot product to the exponent of two of its weight: capped, then times a factor above zero.
 struct Score {
   float scale, softcap;
-  __device__ __forceinline__ float of(float dot) const {
-    if (softcap <= 0.f) return dot * (scale * LOG2_E);
-    // tanh(x) = 1 - 2 / (1 + exp(2x))
+  __device__ __forceinline__ bool is_capped() const { return softcap > 0.f; }
+  __device__ __forceinline__ float factor() const { return is_capped() ? softcap * LOG2_E : scale * LOG2_E; }
+  // tanh(x) = 1 - 2 / (1 + exp(2x))
+  __device__ __forceinline__ float capped(float dot) const {
     const float twice = dot * (scale * 2.f * LOG2_E) / softcap;
-    return softcap * LOG2_E * (1.f - __fdividef(2.f, 1.f + fast_exp2(fminf(twice, 126.f))));
+    return 1.f - __fdividef(2.f, 1.f + fast_exp2(fminf(twice, 126.f)));
   }
+  __device__ __forceinline__ float of(float dot) const { return (is_capped() ? capped(dot) : dot) * factor(); }
 };
 
 // Weights are powers of two relative to `base`, the largest exponent so far.
-struct Softmax { float base, sum; };
+struct __align__(8) Softmax { float base, sum; };
 __device__ __forceinline__ float finite_base(float base) { return base == nothing() ? 0.f : base; }
 
 // By how much the values of `total` and of a later part are to be multiplied when they are added.
@@ -64,3 +66,11 @@ template <class Kv> struct Attend {
   Score score;
   int window, num_heads, num_kv_heads;
 };
+
+// The parameters that every attention kernel has, and what it makes of them.
+#define ATTEND_PARAMETERS(Kv)                                                                                      \
+  const bf16 *qkv, const Kv *k_cache, const Kv *v_cache, const float *k_scales, const float *v_scales,             \
+      const uint32_t *spans, const uint32_t *tables, float scale, float softcap, int window, int num_heads,        \
+      int num_kv_heads
+#define ATTEND(Kv)                                                                                                 \
+  Attend<Kv> { qkv, k_cache, v_cache, k_scales, v_scales, spans, tables, {scale, softcap}, window, num_heads, num_kv_heads }

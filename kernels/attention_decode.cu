@@ -2,70 +2,121 @@
 // al. 2023), and a second kernel puts the splits together in their order.
 //
 // Meant for spans whose rows times group fit one tile of 16 queries; longer ones are right, but read K and V once a tile.
+#include "attention_records.h"
 #include "attention_softmax.h"
 
-constexpr int MERGE_THREADS = 128;
-
-// Of the split `split` of a row and head, among a span's `max_rows` rows; splits count from the first that the span sees.
-__device__ __forceinline__ size_t record_of(int span, int max_rows, int row, int num_heads, int head, int max_splits,
-                                            int split) {
-  return ((static_cast<size_t>(span) * max_rows + row) * num_heads + head) * max_splits + split;
+// To `out` where a row sees no other split, else to its record.
+template <class T>
+__device__ __forceinline__ void write_split(bf16* out, const TileState<T>& s, const Queries<T>& q, const Records<float>& records,
+                                            int num_heads, int split) {
+  for_rows<T>(q, [&](int t, int r, int query) {
+    const Softmax softmax = s.softmax(t, r);
+    const Splits splits(q.span, q.row(query), q.window);
+    if (split < splits.first || split > splits.last) return;  // another row of the block sees it
+    if (splits.first == splits.last) return write_row(out + q.place(query, num_heads), s, t, r);
+    const size_t record = records.of(blockIdx.z, q.row(query), num_heads, q.head(query)) + split;
+    if (warp_dim<T>() == 0 && threadIdx.x % 4 == 0)
+      store_vector(records.sums + 2 * record, float2{softmax.base, softmax.sum});
+    for_dims<T>([&](int j, int half, int dim) {
+      const float* v = s.values[t][j][half] + 2 * r;
+      store_vector(records.values + record * T::D + dim, float2{v[0], v[1]});
+    });
+  });
 }
 
-// Where decode leaves its splits: [spans, max_rows, num_heads, max_splits] of head_dim values, and of base and sum.
-struct Records { float *values, *sums; int max_rows, max_splits; };
+// How a block's four warps share a tile: each scores 16 of its positions for all queries, and they exchange the largest
+// scores and then the weights.
+struct Exchange {
+  static constexpr int WARPS = 4, ROW = KV_TILE + 8;
+  float* largest;  // [16, WARPS]
+  bf16 *weights, *scaled;  // [16, ROW] each; scaled by V's scales
+  __device__ __forceinline__ explicit Exchange(uint8_t* memory)
+      : largest(reinterpret_cast<float*>(memory)), weights(reinterpret_cast<bf16*>(largest + 16 * WARPS)),
+        scaled(weights + 16 * ROW) {}
+  // Positions 8n + lane % 4 * 2 of this warp's 16, row r of this thread.
+  static __device__ __forceinline__ int place(int n, int r) {
+    const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+    return (lane / 4 + 8 * r) * ROW + warp * 16 + n * 8 + lane % 4 * 2;
+  }
+};
 
+// One tile of K and V.
 template <class T>
-__device__ __forceinline__ void write_split(const TileState<T>& s, const Queries<T>& q, const Records& records,
-                                            int num_heads, int split) {
-  const int lane = threadIdx.x % WARP_LANES;
+__device__ __forceinline__ void decode_tile(TileState<T>& s, Ring<T>& ring, const Exchange& e, const Attend<typename T::Kv>& a,
+                                            const Queries<T>& q, int tile) {
+  const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+  const float factor = a.score.factor();
+  float scores[1][2][4], largest[1][2];
+  const bf16* const k = ring.arrive(tile);
+  multiply_keys(scores, s, k + warp * 16 * T::ROW);
+  finish_scores(scores, q, a.score, tile * KV_TILE + warp * 16, ring.scales(false) + warp * 16);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int query = q.begin + query_of<T>(r);
-    if (query >= q.end) continue;
-    const size_t record =
-        record_of(blockIdx.z, records.max_rows, q.row(query), num_heads, q.head(query), records.max_splits, split);
-    if (warp_dim<T>() == 0 && lane % 4 == 0)
-      store_vector(records.sums + 2 * record, float2{s.softmax[r].base, s.softmax[r].sum});
+    largest[0][r] = largest_score<T>(scores[0], r);
+    if (lane % 4 == 0) e.largest[(lane / 4 + 8 * r) * Exchange::WARPS + warp] = largest[0][r];
+  }
+  const bf16* const v = ring.arrive(tile);  // and the largest scores
 #pragma unroll
-    for (int j = 0; j < T::PAIRS; ++j) {
-      const int pair = warp_dim<T>() + j * T::DIM_WARPS;
-      if (T::DIM_PAIRS % T::DIM_WARPS != 0 && pair >= T::DIM_PAIRS) continue;
+  for (int r = 0; r < 2; ++r) {
+    const float4 of_warps = load_vector<float4>(e.largest + (lane / 4 + 8 * r) * Exchange::WARPS);
+    largest[0][r] = fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w));
+  }
+  rebase(s, largest, factor);
+  weigh(scores, s, factor);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const float* v = s.values[j][n] + 2 * r;
-        store_vector(records.values + record * T::D + pair * 16 + n * 8 + lane % 4 * 2, float2{v[0], v[1]});
-      }
+  for (int n = 0; n < 2; ++n) {
+    float2 scale{1.f, 1.f};
+    if constexpr (T::SCALED) scale = load_vector<float2>(ring.scales(true) + warp * 16 + n * 8 + lane % 4 * 2);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float low = scores[0][n][2 * r], high = scores[0][n][2 * r + 1];
+      store_vector(e.weights + Exchange::place(n, r), pack_bf16(low, high));
+      if constexpr (T::SCALED) store_vector(e.scaled + Exchange::place(n, r), pack_bf16(low * scale.x, high * scale.y));
     }
+  }
+  __syncthreads();  // the weights are there
+#pragma unroll
+  for (int step = 0; step < KV_TILE / 16; ++step) {
+    uint32_t weights[1][4];
+    const int at = lane % 16 * Exchange::ROW + step * 16 + lane / 16 * 8;
+    ldmatrix_x4(weights[0], e.weights + at);
+    add_weights(s, 0, weights[0]);
+    if constexpr (T::SCALED) ldmatrix_x4(weights[0], e.scaled + at);
+    multiply_values(s, weights, v, step);
   }
 }
 
 // Grid: splits times tiles, KV heads, spans.
 template <class T>
-__device__ __forceinline__ void attention_decode(const Records& records, const Attend<typename T::Kv>& a) {
+__device__ __forceinline__ void attention_decode(bf16* out, const Records<float>& records, const Attend<typename T::Kv>& a) {
+  static_assert(T::DIM_WARPS == Exchange::WARPS && T::QUERIES == 16, "warps share a tile's positions");
   DYNAMIC_SHARED(uint8_t, shared);
   const Span span = load_span(a.spans, blockIdx.z);
   const int split = blockIdx.x % records.max_splits;
   const Queries<T> q(a, span, blockIdx.y, blockIdx.x / records.max_splits);
   const int begin = (first_seen(span.first_position, a.window) / SPLIT_TOKENS + split) * SPLIT_TOKENS;
   const int first = max(begin, q.first_seen_), end = min(begin + SPLIT_TOKENS, q.last_position + 1);
-  const Context context{a.tables + span.table_start, first, end, a.num_kv_heads, static_cast<int>(blockIdx.y)};
   if (q.begin == q.end || first >= end) return;
+  bf16* const queries = reinterpret_cast<bf16*>(shared + T::RING_BYTES);
+  const Exchange exchange(shared + T::RING_BYTES + T::QUERY_BYTES);
+  copy_queries(queries, a, q);
+  Ring<T> ring(a, Context{a.tables + span.table_start, first, end, static_cast<int>(blockIdx.y)}, shared);
+  cp_async_wait<T::BUFFERS - 2>();
+  __syncthreads();  // the queries are there
   TileState<T> s;
-  attend_tiles(s, a, q, context, shared, [] {});
-  complete_sums(s);
-  write_split(s, q, records, a.num_heads, split);
+  begin_state(s, queries);
+  for (int tile = first / KV_TILE; tile * KV_TILE < end; ++tile)
+    decode_tile(s, ring, exchange, a, q, tile);
+  write_split(out, s, q, records, a.num_heads, split);
 }
 
+template <class Kv, int D> using DecodeShape = TileShape<Kv, D, 1, 1, 4, (D > 128 ? 2 : sizeof(Kv) == 1 ? 3 : 4)>;
+
 #define INSTANCE(kv_name, Kv, D)                                                                                       \
-  KERNEL(128, attention_decode_##kv_name##_d##D, float* record_values, float* record_sums, const bf16* qkv,           \
-         const Kv* k_cache, const Kv* v_cache, const float* k_scales, const float* v_scales, const uint32_t* spans,   \
-         const uint32_t* tables, float scale, float softcap, int window, int num_heads, int num_kv_heads,             \
-         int max_rows, int max_splits) {                                                                              \
-    const Records records{record_values, record_sums, max_rows, max_splits};                                          \
-    const Attend<Kv> a{qkv,    k_cache, v_cache, k_scales,  v_scales,    spans,                                       \
-                       tables, {scale, softcap}, window, num_heads, num_kv_heads};                                    \
-    attention_decode<TileShape<Kv, D, 1, 4>>(records, a);                                                             \
+  KERNEL(128, attention_decode_##kv_name##_d##D, bf16* out, float* record_values, float* record_sums,                 \
+         ATTEND_PARAMETERS(Kv), int max_rows, int max_splits) {                                                       \
+    const Records<float> records{record_values, record_sums, max_rows, max_splits};                                          \
+    attention_decode<DecodeShape<Kv, D>>(out, records, ATTEND(Kv));                                                   \
   }
 #define INSTANCES(kv_name, Kv)                                                  \
   INSTANCE(kv_name, Kv, 64) INSTANCE(kv_name, Kv, 80) INSTANCE(kv_name, Kv, 96) \
@@ -73,26 +124,3 @@ __device__ __forceinline__ void attention_decode(const Records& records, const A
 INSTANCES(bf16, bf16)
 INSTANCES(int8, int8_t)
 INSTANCES(fp8, fp8)
-
-// out[row, head] from its splits, in their order. Grid: heads, max_rows, spans.
-KERNEL(MERGE_THREADS, attention_merge, bf16* out, const float* record_values, const float* record_sums,
-       const uint32_t* spans,
-       int window, int num_heads, int head_dim, int max_rows, int max_splits) {
-  const Span span = load_span(spans, blockIdx.z);
-  const int head = blockIdx.x, row = blockIdx.y, position = span.first_position + row;
-  if (row >= span.num_rows) return;
-  const int of_span = first_seen(span.first_position, window) / SPLIT_TOKENS;
-  const int first = first_seen(position, window) / SPLIT_TOKENS - of_span, last = position / SPLIT_TOKENS - of_span;
-  out += (static_cast<size_t>(span.row_start + row) * num_heads + head) * head_dim;
-  for (int d = threadIdx.x; d < head_dim; d += MERGE_THREADS) {
-    Softmax total{nothing(), 0.f};
-    float value = 0.f;
-    for (int split = first; split <= last; ++split) {
-      const size_t record = record_of(blockIdx.z, max_rows, row, num_heads, head, max_splits, split);
-      const float2 part = load_vector<float2>(record_sums + 2 * record);
-      const MergeFactors f = merge(total, Softmax{part.x, part.y});
-      value = merge_values(f, value, record_values[record * head_dim + d]);
-    }
-    out[d] = f2bf(value * normaliser(total));
-  }
-}

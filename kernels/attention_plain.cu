@@ -75,13 +75,9 @@ template <class Kv> __device__ __forceinline__ void attention_plain(bf16* out, c
   }
 }
 
-#define INSTANCE(kv_name, Kv)                                                                                          \
-  KERNEL(THREADS, attention_plain_##kv_name, bf16* out, const bf16* qkv, const Kv* k_cache, const Kv* v_cache,        \
-         const float* k_scales, const float* v_scales, const uint32_t* spans, const uint32_t* tables, float scale,    \
-         float softcap, int window, int num_heads, int num_kv_heads, int head_dim) {                                  \
-    const Attend<Kv> a{qkv,    k_cache, v_cache, k_scales,  v_scales,    spans,                                       \
-                       tables, {scale, softcap}, window, num_heads, num_kv_heads};                                    \
-    attention_plain(out, a, head_dim);                                                                                \
+#define INSTANCE(kv_name, Kv)                                                                     \
+  KERNEL(THREADS, attention_plain_##kv_name, bf16* out, ATTEND_PARAMETERS(Kv), int head_dim) {   \
+    attention_plain(out, ATTEND(Kv), head_dim);                                                  \
   }
 INSTANCE(f32, float)
 INSTANCE(bf16, bf16)

@@ -45,9 +45,18 @@ __device__ __forceinline__ float decode(fp8 x) {
   return __uint_as_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 1.329227995784916e36f;  // 2^120
 }
 
-// The lowest byte of a word as an element.
-__device__ __forceinline__ float decode_byte(uint32_t word, int8_t) { return decode(static_cast<int8_t>(word & 0xffu)); }
-__device__ __forceinline__ float decode_byte(uint32_t word, fp8) { return decode(fp8{static_cast<uint8_t>(word & 0xffu)}); }
+// The first or second two of a word's elements as two bf16, exactly.
+//
+// An int8 is its low seven bits behind 128, which a bf16 of that size holds as they are, less 128 or, below zero, 256.
+__device__ __forceinline__ uint32_t decode_two(uint32_t word, int second, int8_t) {
+  const uint32_t bytes = pick_bytes(word, 0x43434343u, second ? 0x4342u : 0x4140u);
+  return fma_bf16x2(bytes & 0xff80ff80u, 0xbf80bf80u, bytes & 0xff7fff7fu);
+}
+// An fp8's exponent and mantissa in the place of a bf16's are 2^120 too small.
+__device__ __forceinline__ uint32_t decode_two(uint32_t word, int second, fp8) {
+  const uint32_t bytes = pick_bytes(word, 0u, second ? 0x3424u : 0x1404u);
+  return fma_bf16x2((bytes >> 4 & 0x07f007f0u) | (bytes & 0x80008000u), 0x7b807b80u, 0x80008000u);
+}
 
 // Stores N of a token's values at `to`; `inverse` is of their scale, where their type has one.
 template <class Kv, int N> __device__ __forceinline__ void store_kv(Kv* to, const float (&v)[N], float inverse) {

@@ -2,6 +2,7 @@
 //
 // An entry is `row * per_row + rank`. A row's experts are ranked by logit (ties: lower number first) and summed in that
 // order; which other rows are in the step changes nothing.
+#include "experts.h"
 #include "gemm.h"
 
 constexpr int WARPS = ROW_THREADS / WARP_LANES;
@@ -101,15 +102,6 @@ KERNEL(ROW_THREADS, moe_group, uint32_t* order, uint32_t* offsets, const uint32_
   }
   if (own == gridDim.x - 1 && threadIdx.x == 0) offsets[gridDim.x] = at;
 }
-
-// Row i of an expert's product: gathered from the step's rows, or scattered to entries.
-struct ExpertRows {
-  const uint32_t* order;  // of this expert
-  int start, per_row;
-  bool gathers;
-  __device__ __forceinline__ int from(int i) const { return gathers ? static_cast<int>(order[i]) / per_row : start + i; }
-  __device__ __forceinline__ int to(int i) const { return gathers ? start + i : static_cast<int>(order[i]); }
-};
 
 #define INSTANCE(name, Shape, GATHERS)                                                                                 \
   KERNEL(Shape::THREADS, name, bf16* out, const bf16* x, const bf16* const* w, const uint32_t* order,                 \

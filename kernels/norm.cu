@@ -8,25 +8,51 @@ __device__ __forceinline__ float inverse_rms(float squares, int width, float eps
   return rsqrtf(block_sum(squares) / width + eps);
 }
 
+// Passes of a row whose values a thread keeps from the sum to the result; what is wider is read again.
+constexpr int HELD = 4;
+// Calls f(pass, at) with this thread's places of a row of `width` values; pass is below HELD, and known when compiling,
+// where values are held, and HELD behind them.
+template <int N, class F> __device__ __forceinline__ void for_passes(int width, F f) {
+#pragma unroll
+  for (int pass = 0; pass < HELD; ++pass)
+    if (const int i = (pass * ROW_THREADS + threadIdx.x) * N; i < width) f(pass, i);
+  for (int i = (HELD * ROW_THREADS + threadIdx.x) * N; i < width; i += ROW_THREADS * N) f(HELD, i);
+}
+template <int N> struct Held {
+  float of[HELD][N];
+  __device__ __forceinline__ void keep(int pass, const float (&v)[N]) {
+    if (pass >= HELD) return;
+#pragma unroll
+    for (int j = 0; j < N; ++j) of[pass][j] = v[j];
+  }
+  template <class In> __device__ __forceinline__ void take(int pass, const In* x, float (&v)[N]) const {
+    if (pass >= HELD) return load_values(x, v);
+#pragma unroll
+    for (int j = 0; j < N; ++j) v[j] = of[pass][j];
+  }
+};
+
 // `out = x / rms(x) * weight`; `out` may be `x`: each thread reads a value before it writes it.
 template <int N, class In, class Out>
 __device__ __forceinline__ void rms_norm(Out* out, const In* x, const float* weight, float eps, int width) {
   float squares = 0.f;
-  for (int i = threadIdx.x * N; i < width; i += ROW_THREADS * N) {
+  Held<N> held;
+  for_passes<N>(width, [&](int pass, int i) {
     float v[N];
     load_values(x + i, v);
 #pragma unroll
     for (int j = 0; j < N; ++j) squares += v[j] * v[j];
-  }
+    held.keep(pass, v);
+  });
   const float scale = inverse_rms(squares, width, eps);
-  for (int i = threadIdx.x * N; i < width; i += ROW_THREADS * N) {
+  for_passes<N>(width, [&](int pass, int i) {
     float v[N], w[N];
-    load_values(x + i, v);
+    held.take(pass, x + i, v);
     load_values(weight + i, w);
 #pragma unroll
     for (int j = 0; j < N; ++j) v[j] = v[j] * scale * w[j];
     store_values(out + i, v);
-  }
+  });
 }
 
 template <class In, class Out>
@@ -41,7 +67,8 @@ template <int N, class Delta>
 __device__ __forceinline__ void add_scaled_rms_norm(float* stream, bf16* normed, const Delta* delta, float scale,
                                                     const float* weight, float eps, int width) {
   float squares = 0.f;
-  for (int i = threadIdx.x * N; i < width; i += ROW_THREADS * N) {
+  Held<N> held;
+  for_passes<N>(width, [&](int pass, int i) {
     float v[N], d[N];
     load_values(stream + i, v);
     load_values(delta + i, d);
@@ -51,16 +78,17 @@ __device__ __forceinline__ void add_scaled_rms_norm(float* stream, bf16* normed,
       squares += v[j] * v[j];
     }
     store_values(stream + i, v);
-  }
+    held.keep(pass, v);
+  });
   const float inverse = inverse_rms(squares, width, eps);
-  for (int i = threadIdx.x * N; i < width; i += ROW_THREADS * N) {
+  for_passes<N>(width, [&](int pass, int i) {
     float v[N], w[N];
-    load_values(stream + i, v);  // this thread's own
+    held.take(pass, stream + i, v);  // this thread's own
     load_values(weight + i, w);
 #pragma unroll
     for (int j = 0; j < N; ++j) v[j] = v[j] * inverse * w[j];
     store_values(normed + i, v);
-  }
+  });
 }
 
 template <class Delta>

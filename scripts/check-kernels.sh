@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks kernels/ on a machine without a GPU. Usage: scripts/check-kernels.sh [stage…]; all stages where none is named.
 #
-#   shim      builds target/kernels/libgarrick_kernels_shim.so, the kernels run by g++ (needs g++ 12 or later)
+#   shim      builds target/kernels/libgarrick_kernels_shim.so, the kernels run by g++ (needs g++ 12 or later), and beside
+#             it a stand-in for cuBLASLt
 #   run       the tests against it, each in three orders of threads; SEED=n repeats a run
 #   sanitize  the same under AddressSanitizer and UndefinedBehaviorSanitizer, in one order
 #   mutants   plants the bugs of kernels/tests/mutants.txt one by one; the tests must find each
@@ -9,6 +10,10 @@
 #             instructions it asks for. nvcc comes from PyPI, once, into target/cuda-venv (110 MB); where it cannot be
 #             had, the stage is skipped and says so; with CI=true that is a failure. What comes out is compared with
 #             kernels/prebuilt, which the program carries
+#   nvrtc     the program's own way to make kernels for a chip that it has none for: NVRTC comes from PyPI, once, into
+#             target/nvrtc-venv (90 MB), and the program's tests compile all kernels with it, and find them again; where it
+#             cannot be had, the stage is skipped and says so
+#   nvrtc-wheel  the first half of that: `cargo test` runs the tests then
 #   prebuilt  puts what compile made into kernels/prebuilt (only where it is named)
 #
 # Everything it makes is under target/. JOBS=n compiles n files at a time (default: as many as there are processors).
@@ -20,7 +25,7 @@ cd "$(dirname "$0")/.."
 WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86 zstandard==0.25.0)
 CHIPS=(80 86 89 90a 100a 120)
-TESTS=(faults rows rotate_and_store attention gemm moe)
+TESTS=(faults rows rotate_and_store attention gemm gemm_quant moe sample)
 export NVCC_FLAGS="-std=c++17 -O3 -cubin"
 OUT=target/kernels
 JOBS=${JOBS:-$(nproc)}
@@ -51,6 +56,9 @@ build() {
     $CXX $flags -shared -o "$dir/libgarrick_kernels_shim.so" "${objects[@]}"
     # shellcheck disable=SC2086
     $CXX $flags -shared -o "$dir/with-faults/libgarrick_kernels_shim.so" "${objects[@]}" "$dir/faulty.cu.o"
+    mkdir -p "$dir/stand-in"
+    # shellcheck disable=SC2086
+    $CXX $flags -shared -Wl,-soname,libcublasLt.so.13 -o "$dir/stand-in/libcublasLt.so.13" "$dir/cublaslt_stand_in.cpp.o"
     for test in "${TESTS[@]}"; do
         # shellcheck disable=SC2086
         $CXX $flags -o "$dir/$test" "$dir/$test.cpp.o" -L"$dir/with-faults" -lgarrick_kernels_shim -pthread
@@ -153,6 +161,25 @@ compile() {
     [[ " $STAGES " == *" prebuilt "* ]] || pack check
 }
 
+# Needed by a few tests, large and from outside: CI goes on without it, and says so.
+nvrtc-wheel() {
+    local venv=target/nvrtc-venv wheel=nvidia-cuda-nvrtc==13.0.88
+    [ "$(cat $venv/installed 2>/dev/null)" != $wheel ] || return 0
+    rm -rf $venv
+    if python3 -m venv $venv && $venv/bin/python -m pip install --quiet --disable-pip-version-check $wheel; then
+        echo $wheel >$venv/installed
+    else
+        rm -rf $venv
+        printf '\n***** SKIPPED: %s cannot be had, so nothing is compiled with NVRTC *****\n\n' $wheel
+        return "${1:-0}"
+    fi
+}
+
+nvrtc() {
+    nvrtc-wheel 9 || return 0
+    cargo test --lib exec::cuda::kernels
+}
+
 # pack write|check
 pack() {
     target/cuda-venv/bin/python kernels/prebuilt/pack.py "$1" "$OUT/cubins" "nvcc ${WHEELS[0]#*==} $NVCC_FLAGS"
@@ -160,11 +187,11 @@ pack() {
 
 prebuilt() { pack write; }
 
-[ $# -gt 0 ] || set -- run sanitize mutants compile
+[ $# -gt 0 ] || set -- run sanitize mutants compile nvrtc
 STAGES=$*
 for stage in "$@"; do
-    case $stage in shim | run | sanitize | mutants | compile | prebuilt) ;; *)
-        echo "no stage is called $stage: shim, run, sanitize, mutants, compile, prebuilt" >&2
+    case $stage in shim | run | sanitize | mutants | compile | nvrtc | nvrtc-wheel | prebuilt) ;; *)
+        echo "no stage is called $stage: shim, run, sanitize, mutants, compile, nvrtc, nvrtc-wheel, prebuilt" >&2
         exit 2
         ;;
     esac

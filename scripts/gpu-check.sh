@@ -4,10 +4,11 @@
 #   info       the machine, and what its memory and its matrix units give at most
 #   kernels    kernels/tests against their twins, on the GPU (kernels/gpu_run), three seeds
 #   sanitize   the same, and two golden models, under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
-#   goldens    the golden models on the GPU: tests/goldens/cuda.rs
+#   goldens    the golden models on the GPU, by own products and by cuBLASLt: tests/goldens/cuda.rs
 #   attention  decode's bandwidth; prefill beside torch's scaled_dot_product_attention
-#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model
-#   model      `garrick bench` on a random checkpoint of an 8B shape (16 GB, made there from a seed)
+#   gemm       our tiles beside torch.matmul, in the shapes of an 8B model, then with quantised weights
+#   model      `garrick bench` on a random checkpoint of an 8B shape (16 GB, made there from a seed), by cuBLASLt where there
+#              is one and with engine.batch_invariant
 #   peer       transformers with the same shape
 #   serve      `garrick serve` on that checkpoint under `garrick load`, and idle
 #   pack       beforehand, where there is Rust: what goldens, model and serve run, stripped and gzipped, in target/gpu-pack
@@ -42,10 +43,13 @@ cd "$(dirname "$0")/.."
 
 UNAVAILABLE=69
 STAGES=(info kernels sanitize goldens attention gemm model peer serve)
-TESTS=(rows gemm moe rotate_and_store attention)
+TESTS=(rows gemm gemm_quant moe rotate_and_store attention)
 BUILD=target/gpu-build
 PYTHON=${PYTHON:-python3}
 export OUT=${OUT:-target/gpu-check} SCRATCH=${SCRATCH:-/tmp/gpu-check} LIMIT_S=${LIMIT_S:-450} PYTHONUNBUFFERED=1
+# Where PyTorch is, there is its cuBLASLt.
+VIRTUAL_ENV=${VIRTUAL_ENV:-$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[4])' 2>/dev/null || true)}
+export VIRTUAL_ENV
 export GARRICK_CUBINS=$BUILD/cubins GARRICK_PROJECT=$PWD GARRICK_GOLDENS_ON=gpu
 
 # unpacked NAME DEFAULT: a packed program, unpacked; DEFAULT where it was not packed.

@@ -4,8 +4,9 @@
 #
 # Sets up what some tests need beyond Rust: Debian's packages for nginx, Prometheus and the like (installed as root, else
 # only looked for), Python with the OpenAI SDK, schemathesis, k6 and linters (target/venv), and SmolLM2's weights
-# (target/smollm2, 94 MB, fetched once), and compiles the CUDA kernels for the CPU (target/kernels). Where that cannot be
-# had, those tests are skipped and say so; with CI=true it is a failure.
+# (target/smollm2, 94 MB, fetched once), compiles the CUDA kernels for the CPU (target/kernels), and fetches NVRTC
+# (target/nvrtc-venv, 90 MB). Where that cannot be had, those tests are skipped and say so; with CI=true it is a failure,
+# but for NVRTC.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -82,5 +83,7 @@ optional "linters for deploy/" set_up_linters
 optional "Prometheus and promtool" find_prometheus
 optional "SmolLM2-135M-Instruct" fetch_smollm2
 optional "CUDA kernels on the CPU" scripts/check-kernels.sh shim
+stage "NVRTC" scripts/check-kernels.sh nvrtc-wheel
+[ -e target/nvrtc-venv/installed ] || skipped+=("NVRTC")
 trap report EXIT
 stage "tests" cargo test --no-fail-fast "$@"

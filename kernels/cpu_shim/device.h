@@ -39,7 +39,23 @@ inline bf16 f2bf(float x) {
   return {uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
 }
 inline uint32_t pack_bf16(float low, float high) { return f2bf(low).u | uint32_t(f2bf(high).u) << 16; }
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  auto one = [&](int i) { return fmaf(shim::half_of(a, i), shim::half_of(b, i), shim::half_of(c, i)); };
+  return pack_bf16(one(0), one(1));
+}
+inline float half_to_float(uint16_t x) {
+  const int exponent = x >> 10 & 31, fraction = x & 1023;
+  if (exponent == 31) return __uint_as_float((x & 0x8000u) << 16 | 0x7f800000u | uint32_t(fraction) << 13);
+  const float size = exponent ? ldexpf(float(fraction | 1024), exponent - 25) : ldexpf(float(fraction), -24);
+  return x & 0x8000 ? -size : size;
+}
 inline float fast_exp2(float x) { return exp2f(x); }
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = a | uint64_t(b) << 32;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= uint32_t(both >> 8 * (selector >> 4 * i & 7u) & 255u) << 8 * i;
+  return r;
+}
 
 template <class V> V load_vector(const void* p, int line = __builtin_LINE()) {
   shim::check_aligned(p, sizeof(V), "a vector load is not aligned", line);

@@ -13,7 +13,7 @@ namespace shim {
 thread_local State* thread_state = nullptr;
 
 namespace {
-constexpr size_t MAX_SMEM = 227 << 10;  // what a block of the largest chips may have
+constexpr size_t MAX_SMEM = 99 << 10;  // what a block of every chip may have: sm_86, 89 and 120 give no more
 constexpr unsigned MAX_GRID_YZ = 65535;
 
 void fiber_main() {

@@ -103,19 +103,31 @@ template <class Kv> std::vector<double> twin(const Scene<Kv>& s) {
   return out;
 }
 
-static size_t tile_bytes(int dim) { return 2 * 64 * (dim + 8) * 2 + 2 * 64 * 4; }
-static size_t prefill_bytes(int dim) { return tile_bytes(dim) + (dim == 256 ? 32 : 64) * dim * 4; }
+// As kernels/README.md has them.
+static size_t ring_bytes(int dim, size_t element, int buffers) {
+  if (element == 2) return buffers * 64 * (dim + 8) * 2;
+  return buffers * 64 * (dim + 4) + (dim > 128 ? 1 : 2) * 64 * (dim + 8) * 2 + 512;
+}
+static int prefill_queries(int dim) { return dim == 256 ? 32 : 128; }
+static size_t prefill_bytes(int dim, size_t element) {
+  return ring_bytes(dim, element, dim == 256 ? 2 : 3) + prefill_queries(dim) * (dim + 8) * 2 + (dim == 256 ? 2112 : 4160);
+}
+static size_t decode_bytes(int dim, size_t element) {
+  const int buffers = dim == 256 ? 2 : element == 1 ? 3 : 4;
+  return ring_bytes(dim, element, buffers) + 16 * (dim + 8) * 2 + 256 + (element == 1 ? 2 : 1) * 16 * 72 * 2;
+}
 template <class Kv> static std::string name_of(const char* kind, int dim = 0) {
   return std::string("attention_") + kind + "_" + kv_name<Kv>() + (dim ? "_d" + std::to_string(dim) : "");
 }
 
 template <class Kv> Buffer<bf16> prefill(const Scene<Kv>& s) {
   Buffer<bf16> out(size_t(s.rows) * s.heads.num * s.heads.dim);
+  Buffer<float> totals(out.size());
   auto spans = words(s.spans), tables = words(s.tables);
-  const int queries = s.heads.dim == 256 ? 32 : 64, group = s.heads.num / s.heads.kv;
+  const int queries = prefill_queries(s.heads.dim), group = s.heads.num / s.heads.kv;
   const uint32_t tiles = (s.max_rows * group + queries - 1) / queries;
   launch(name_of<Kv>("prefill", s.heads.dim).c_str(), {tiles, uint32_t(s.heads.kv), uint32_t(s.num_spans())}, {128},
-         prefill_bytes(s.heads.dim), out.data(), s.qkv.data(), s.k.values.data(), s.v.values.data(), s.k.scale_data(),
+         prefill_bytes(s.heads.dim, sizeof(Kv)), out.data(), totals.data(), s.qkv.data(), s.k.values.data(), s.v.values.data(), s.k.scale_data(),
          s.v.scale_data(), spans.data(), tables.data(), s.scale, s.look.softcap, s.look.window, s.heads.num, s.heads.kv);
   return out;
 }
@@ -128,7 +140,7 @@ template <class Kv> Buffer<bf16> decode(const Scene<Kv>& s, int more_splits = 0)
   const size_t records = size_t(n) * s.max_rows * s.heads.num * max_splits;
   Buffer<float> values(records * s.heads.dim), sums(records * 2);
   launch(name_of<Kv>("decode", s.heads.dim).c_str(), {tiles * max_splits, uint32_t(s.heads.kv), n}, {128},
-         tile_bytes(s.heads.dim), values.data(), sums.data(), s.qkv.data(), s.k.values.data(), s.v.values.data(),
+         decode_bytes(s.heads.dim, sizeof(Kv)), out.data(), values.data(), sums.data(), s.qkv.data(), s.k.values.data(), s.v.values.data(),
          s.k.scale_data(), s.v.scale_data(), spans.data(), tables.data(), s.scale, s.look.softcap, s.look.window,
          s.heads.num, s.heads.kv, s.max_rows, max_splits);
   expect(values.guards_whole() && sums.guards_whole(), "written beyond the records");
@@ -183,7 +195,38 @@ template <class Kv> void test_type() {
   test_tensor_cores<Kv>({2, 1, 64}, {20, 40}, {{500, 20}, {0, 17}, {1030, 1}});
 }
 
+// More splits than the merging block has threads; a window that begins within the splits of its span.
+static void test_merge(int dim, int context, int window) {
+  current_case = "merge of " + std::to_string(dim) + " context " + std::to_string(context) + " window " + std::to_string(window);
+  const int heads = 2, rows = 2, first_position = context - rows;
+  auto first_split = [&](int position) { return window ? std::max(0, position + 1 - window) / 512 : 0; };
+  const int of_span = first_split(first_position), max_splits = (context - 1) / 512 - of_span + 2;
+  Buffer<float> values(size_t(rows) * heads * max_splits * dim), sums(size_t(rows) * heads * max_splits * 2);
+  values.fill(-1, 1);
+  sums.fill(1, 9);
+  std::vector<double> want(size_t(rows) * heads * dim);
+  for (int r = 0; r < rows; ++r)
+    for (int h = 0; h < heads; ++h) {
+      const size_t record = size_t(r * heads + h) * max_splits;
+      const int position = first_position + r, first = first_split(position) - of_span, last = position / 512 - of_span;
+      double most = -1e300, sum = 0;
+      for (int i = first; i <= last; ++i) most = std::max(most, double(sums[2 * (record + i)]));
+      for (int i = first; i <= last; ++i) sum += exp2(sums[2 * (record + i)] - most) * sums[2 * (record + i) + 1];
+      for (int i = first; i <= last; ++i)
+        for (int d = 0; d < dim; ++d)
+          want[(r * heads + h) * dim + d] += exp2(sums[2 * (record + i)] - most) * values[(record + i) * dim + d] / sum;
+    }
+  Buffer<bf16> out(want.size());
+  auto spans = words({0u, uint32_t(rows), uint32_t(first_position), 0u, 0u});
+  launch("attention_merge", {heads, rows, 1}, {128}, 0, out.data(), values.data(), sums.data(), spans.data(), window, heads, dim,
+         rows, max_splits);
+  expect_near("out", out, want, 1e-6, BF16);
+}
+
 static void all() {
+  test_merge(64, 300 * 512 + 1, 0);
+  test_merge(256, 128 * 512 + 2, 0);
+  test_merge(80, 400 * 512, 257 * 512);
   test_type<bf16>();
   test_type<int8_t>();
   test_type<fp8>();

@@ -40,7 +40,7 @@ static void all() {
   expect_fault("fault_none", {1}, {65}, 0, GARRICK_SHIM_BAD_LAUNCH, "at most 64 threads");
   expect_fault("fault_none", {1, 0}, {64}, 0, GARRICK_SHIM_BAD_LAUNCH, "grid (1,0,1)");
   expect_fault("fault_none", {1, 70000}, {64}, 0, GARRICK_SHIM_BAD_LAUNCH, "grid");
-  expect_fault("fault_none", {1}, {64}, 1 << 20, GARRICK_SHIM_BAD_LAUNCH, "shared memory");
+  expect_fault("fault_none", {1}, {64}, 100 << 10, GARRICK_SHIM_BAD_LAUNCH, "shared memory");
   expect_fault("fault_none", {1}, {64}, 0, GARRICK_SHIM_OK, "");
   expect_fault("fault_barrier_in_branch", {1}, {64}, 0, GARRICK_SHIM_FAULT, "deadlock");
   expect_fault("fault_barriers_of_two_lines", {1}, {64}, 0, GARRICK_SHIM_FAULT, "different lines");

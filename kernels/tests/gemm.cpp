@@ -4,9 +4,10 @@ using namespace test;
 
 struct Tile { const char* name; int m, n, threads; size_t smem; };
 static const Tile TILES[] = {
-    {"gemm_m16", 16, 32, 64, 6 * 48 * 72 * 2},
-    {"gemm_m64", 64, 64, 128, 3 * 128 * 72 * 2},
-    {"gemm_m128", 128, 128, 256, 4 * 256 * 40 * 2},
+    {"gemm_m16", 16, 32, 64, 7 * 48 * 136 * 2},
+    {"gemm_m64", 64, 64, 128, 5 * 128 * 72 * 2},
+    {"gemm_m64_n128", 64, 128, 128, 3 * 192 * 72 * 2},
+    {"gemm_m128", 128, 128, 128, 5 * 256 * 36 * 2},
 };
 struct Shape { int m, n, k; };
 

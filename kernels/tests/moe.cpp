@@ -63,8 +63,8 @@ static void test_group(int entries, int num_experts) {
 
 struct Layer { int rows, num_experts, per_row, hidden, inter; };
 struct Tile { const char *gather, *scatter; int m, n, threads; size_t smem; };
-static const Tile TILES[] = {{"moe_gather_gemm_m16", "moe_scatter_gemm_m16", 16, 32, 64, 6 * 48 * 72 * 2},
-                             {"moe_gather_gemm_m64", "moe_scatter_gemm_m64", 64, 64, 128, 3 * 128 * 72 * 2}};
+static const Tile TILES[] = {{"moe_gather_gemm_m16", "moe_scatter_gemm_m16", 16, 32, 64, 7 * 48 * 136 * 2},
+                             {"moe_gather_gemm_m64", "moe_scatter_gemm_m64", 64, 64, 128, 5 * 128 * 72 * 2}};
 
 // One expert's weights each, and their addresses as the device has them.
 struct Experts {

@@ -24,8 +24,22 @@ KINDS = [(kv, dim, group) for kv, dim in (("bf16", 128), ("int8", 128), ("bf16",
 POOL_BYTES = 48 << 30
 
 
-def tile_bytes(dim):
-    return 2 * 64 * (dim + 8) * 2 + 2 * 64 * 4
+def ring_bytes(kv, dim, buffers):
+    """kernels/README.md has these."""
+    row = 2 * (dim + 8)
+    return buffers * 64 * row if kv == "bf16" else buffers * 64 * (dim + 4) + 2 * 64 * row + 512
+
+
+def decode_bytes(kv, dim):
+    buffers, weights = (4, 1) if kv == "bf16" else (3, 2)
+    return ring_bytes(kv, dim, buffers) + 16 * 2 * (dim + 8) + 256 + weights * 2304
+
+
+PREFILL_QUERIES = 128
+
+
+def prefill_bytes(kv, dim):
+    return ring_bytes(kv, dim, 3) + PREFILL_QUERIES * 2 * (dim + 8) + 4160
 
 
 class Cache:
@@ -73,6 +87,7 @@ class Step:
         width = (NUM_HEADS + 2 * cache.kv_heads) * cache.dim
         self.qkv = torch.randn(batch * rows, width, device="cuda", dtype=torch.bfloat16)
         self.out = torch.empty(batch * rows, NUM_HEADS * cache.dim, device="cuda", dtype=torch.bfloat16)
+        self.totals = torch.empty(batch * rows if rows > 1 else 0, NUM_HEADS * cache.dim, device="cuda")
         self.max_splits = (context - 1) // SPLIT + 1
 
     def attend(self):
@@ -86,8 +101,10 @@ class Step:
         tiles = -(-self.rows * (NUM_HEADS // kv_heads) // 16)
         stream = self.torch.cuda.current_stream().cuda_stream
         self.kernels.launch(stream, f"attention_decode_{self.cache.kv}_d{dim}",
-                            (self.max_splits * tiles, kv_heads, self.spans), 128, tile_bytes(dim), values.data_ptr(),
-                            sums.data_ptr(), *self.attend(), self.rows, self.max_splits)
+                            (self.max_splits * tiles, kv_heads, self.spans), 128, decode_bytes(self.cache.kv, dim),
+                            self.out.data_ptr(), values.data_ptr(), sums.data_ptr(), *self.attend(), self.rows, self.max_splits)
+        if self.max_splits == 1:
+            return
         self.kernels.launch(stream, "attention_merge", (NUM_HEADS, self.rows, self.spans), 128, 0, self.out.data_ptr(),
                             values.data_ptr(), sums.data_ptr(), self.words.data_ptr(), 0, NUM_HEADS, dim, self.rows,
                             self.max_splits)
@@ -98,10 +115,10 @@ class Step:
 
     def prefill(self):
         dim, kv_heads = self.cache.dim, self.cache.kv_heads
-        tiles = -(-self.rows * (NUM_HEADS // kv_heads) // 64)
+        tiles = -(-self.rows * (NUM_HEADS // kv_heads) // PREFILL_QUERIES)
         stream = self.torch.cuda.current_stream().cuda_stream
         self.kernels.launch(stream, f"attention_prefill_{self.cache.kv}_d{dim}", (tiles, kv_heads, self.spans), 128,
-                            tile_bytes(dim) + 64 * dim * 4, self.out.data_ptr(), *self.attend())
+                            prefill_bytes(self.cache.kv, dim), self.out.data_ptr(), self.totals.data_ptr(), *self.attend())
 
     def queries(self, span):
         rows = self.qkv[span * self.rows : (span + 1) * self.rows, : NUM_HEADS * self.cache.dim]

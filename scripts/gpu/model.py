@@ -1,6 +1,6 @@
 """`garrick bench` on a random checkpoint of a real size: decode against the time of reading weights and K and V once,
-prefill against the time of its multiplications, both at the rates measured just before. Decode steps are launched as
-graphs, and once kernel by kernel.
+prefill against the time of its multiplications, both at the rates measured just before. By cuBLASLt where there is one, and
+with engine.batch_invariant, by own kernels: what that costs. Decode steps are launched as graphs, and once kernel by kernel.
 """
 
 import argparse
@@ -47,18 +47,34 @@ def bench(folder, batches, args, *options):
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def numbers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def options(description):
+    """What every stage takes that runs the program on a checkpoint."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shape", choices=checkpoint.SHAPES, default="8b")
     parser.add_argument("--scratch", default=os.environ.get("SCRATCH", "/tmp/gpu-check"))
-    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 16, 64])
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--device", default="cuda")
-    args = parser.parse_args()
+    return parser
+
+
+def ready():
+    """torch, where there are a GPU and the program; ends the stage otherwise."""
     torch, _ = results.torch_on_gpu()
     if not pathlib.Path(GARRICK).exists():
         sys.exit(f"{GARRICK} is missing: build it elsewhere, or name another in GARRICK")
+    return torch
+
+
+def main():
+    parser = options(__doc__)
+    parser.add_argument("--batches", type=numbers, default=[1, 4, 16, 64])
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    args = parser.parse_args()
+    torch = ready()
     found = results.Results("model")
     limits = Limits(torch)
     limits.add_to(found)
@@ -68,14 +84,17 @@ def main():
     found.note(f"checkpoint after {results.spent():.0f} s: {folder}, {billions:.3f} billion parameters; prompts of "
                f"{args.prompt_tokens} tokens, {args.output_tokens} generated")
     failures = 0
-    ways = (("default", []), ("without graphs", ["--set", "engine.cuda_graphs=false"]),
-            ("steps of 4096", ["--set", "scheduler.max_batch_tokens=4096"]))
-    for way, options in ways:
-        report = bench(folder, args.batches, args, *options)
+    large, invariant = ["--set", "scheduler.max_batch_tokens=4096"], ["--set", "engine.batch_invariant=true"]
+    direct = ["--set", "engine.cuda_graphs=false"]
+    ways = {"default": [], "without graphs": direct, "batch invariant": invariant, "steps of 4096": large,
+            "steps of 4096, batch invariant": large + invariant}
+    for way, settings in ways.items():
+        report = bench(folder, args.batches, args, *settings)
         if report is None:
             failures += 1
             found.note(f"garrick bench ({way}) failed")
         else:
+            found.note(f"{way}: {report['device']}")
             add_rows(found, args.shape, limits, report, way)
         found.note(f"after {results.spent():.0f} s")
     sys.exit(failures > 0)

@@ -1,6 +1,5 @@
 """`garrick serve` on the random checkpoint under `garrick load`: tokens a second by streams, and the idle server's CPU."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -13,6 +12,7 @@ import urllib.error
 import urllib.request
 
 import checkpoint
+import model
 import results
 from model import GARRICK
 
@@ -76,18 +76,13 @@ def measure(found, process, streams, args, sampling):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=checkpoint.SHAPES, default="8b")
-    parser.add_argument("--scratch", default=os.environ.get("SCRATCH", "/tmp/gpu-check"))
-    parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 64, 256])
+    parser = model.options(__doc__)
+    parser.add_argument("--streams", type=model.numbers, default=[1, 8, 64, 256])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--warm-up", type=float, default=5)
     parser.add_argument("--duration", type=float, default=15)
-    parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    torch, _ = results.torch_on_gpu()
-    if not pathlib.Path(GARRICK).exists():
-        sys.exit(f"{GARRICK} is missing: build it elsewhere, or name another in GARRICK")
+    torch = model.ready()
     found = results.Results("serve")
     folder = checkpoint.make(args.shape, args.scratch)
     torch.cuda.empty_cache()
@@ -95,7 +90,7 @@ def main():
 
 
 def run(found, folder, args):
-    # The checkpoint's own sampling is greedy; OpenAI's default draws, which the host does.
+    # The checkpoint's own sampling is greedy; OpenAI's default draws.
     for sampling, streams in (("greedy", args.streams), ("temperature 1", args.streams[-2:])):
         options = [] if sampling == "greedy" else ["--set", "model.sampling_defaults=openai"]
         began = time.monotonic()

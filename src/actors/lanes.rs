@@ -35,7 +35,7 @@ pub struct Lanes {
     windows: ArcSwap<Windows>,
     idle: IdleLanes,
     affinity: Affinity,
-    all_lost: Notify,
+    none_left: Notify,
 }
 
 /// One lane's place; it outlives the actors in it.
@@ -49,6 +49,8 @@ struct Slot {
     stats: Mutex<LaneStats>,
     /// Its device is gone: what is sent there can only fail.
     is_lost: AtomicBool,
+    /// Its device failed a step and is left alone for a while.
+    is_resting: AtomicBool,
     /// Its scheduler died too often and is not built again.
     is_given_up: AtomicBool,
 }
@@ -67,7 +69,7 @@ impl Lanes {
             idle: IdleLanes::default(),
             windows: ArcSwap::from_pointee(windows),
             affinity: Affinity::default(),
-            all_lost: Notify::default(),
+            none_left: Notify::default(),
         })
     }
 
@@ -109,19 +111,17 @@ impl Lanes {
     /// No step will run in this lane any more.
     pub fn set_lost(&self, lane: usize) {
         self.lanes[lane].is_lost.store(true, Ordering::Relaxed);
-        if self.are_all_lost() {
-            self.all_lost.notify_one();
-        }
+        self.none_left.notify_one();
     }
 
-    fn are_all_lost(&self) -> bool {
-        (0..self.len()).all(|lane| self.is_lost(lane))
+    fn is_any_left(&self) -> bool {
+        (0..self.len()).any(|lane| !self.is_lost(lane) && !self.is_given_up(lane))
     }
 
-    /// Waits until no lane runs steps any more. One may wait.
-    pub async fn all_lost(&self) {
-        while !self.are_all_lost() {
-            self.all_lost.notified().await;
+    /// Waits until no lane runs steps any more, nor will. One may wait.
+    pub async fn none_left(&self) {
+        while self.is_any_left() {
+            self.none_left.notified().await;
         }
     }
 
@@ -129,8 +129,18 @@ impl Lanes {
         self.lanes[lane].is_lost.load(Ordering::Relaxed)
     }
 
+    /// Whether the lane plans no steps for a while: it gets new work only where no other lane does better.
+    pub fn set_resting(&self, lane: usize, is_resting: bool) {
+        self.lanes[lane].is_resting.store(is_resting, Ordering::Relaxed);
+    }
+
+    fn is_resting(&self, lane: usize) -> bool {
+        self.lanes[lane].is_resting.load(Ordering::Relaxed)
+    }
+
     pub fn give_up(&self, lane: usize) {
         self.lanes[lane].is_given_up.store(true, Ordering::Relaxed);
+        self.none_left.notify_one();
     }
 
     pub fn is_given_up(&self, lane: usize) -> bool {
@@ -162,8 +172,10 @@ impl Lanes {
             return is_alive(0).then_some(0);
         }
         let seen = self.affinity.seen(&job.prompt, job.salt, self.len());
+        let is_well = |lane: usize| is_alive(lane) && !self.is_resting(lane);
+        let is_any_well = (0..self.len()).any(is_well);
         let (lanes, loads): (Vec<_>, Vec<_>) = (0..self.len())
-            .filter(|&lane| is_alive(lane))
+            .filter(|&lane| if is_any_well { is_well(lane) } else { is_alive(lane) })
             .map(|lane| {
                 let stats = self.stats(lane);
                 let load = LaneLoad {
@@ -234,7 +246,7 @@ impl Lanes {
     }
 
     /// Wakes a sleeping lane if there is something for it to take.
-    fn share(&self) {
+    pub fn share(&self) {
         if self.len() == 1 {
             return;
         }

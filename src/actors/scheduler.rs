@@ -21,14 +21,17 @@ use super::messages::{Inspect, LaneReport, RunStep, Tick, Wake};
 use crate::base::metrics::{LaneMetrics, metrics};
 use crate::base::{clock, faults};
 use crate::exec::ExecError;
-use crate::sched::job::Delivery;
+use crate::sched::job::{Delivery, Job};
 use crate::sched::plan::{StepOutput, StepPlan};
-use crate::sched::{Lane, LaneStats, StealWindow, VictimOrder};
+use crate::sched::{Fault, Lane, LaneStats, StealWindow, Verdict, VictimOrder};
 
 /// How often an idle lane looks around by itself, in case the one message that would have woken it met a dead lane.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Longest wait for a dead executor: longer than its owner's longest back-off.
 const EXECUTOR_RETURN: Duration = Duration::from_secs(10);
+
+/// Why what comes to a lane that has retired is refused, where no other lane is left.
+const DEVICE_LOST: &str = "the device is lost";
 
 pub struct SchedulerActor {
     index: usize,
@@ -51,8 +54,9 @@ pub struct SchedulerActor {
 impl SchedulerActor {
     /// `window` is lane `index`'s; its stealer must already be among the lanes' windows.
     pub fn new(index: usize, lane: Lane<Sink>, window: StealWindow<Sink>, lanes: Arc<Lanes>) -> Self {
-        // Its predecessor may have died with a step under way.
+        // Its predecessor may have died with a step under way, or at rest.
         lanes.end_step(index);
+        lanes.set_resting(index, false);
         Self {
             index,
             lane,
@@ -81,6 +85,10 @@ impl SchedulerActor {
             return;
         }
         self.lanes.take_inbox(self.index).into_iter().for_each(|job| self.lane.submit(job));
+        if self.lanes.is_lost(self.index) {
+            self.retire(DEVICE_LOST);
+            return self.publish();
+        }
         let num_stolen = self.steal();
         let planned = self.lane.plan(clock::now_us(), &mut self.window);
         deliver(planned.deliveries);
@@ -88,7 +96,8 @@ impl SchedulerActor {
             Some(plan) => self.run(plan, ctx),
             // What was stolen has ended without a step: look again before sleeping.
             None if num_stolen > 0 => self.tick_soon(ctx),
-            None => {}
+            // A lane that rests has jobs for those who do not.
+            None => self.lanes.share(),
         }
         self.publish();
     }
@@ -105,23 +114,20 @@ impl SchedulerActor {
         ctx.spawn(step.map(|outcome, lane, ctx| lane.step_done(outcome, ctx)));
     }
 
-    fn step_done(&mut self, outcome: Result<StepOutput, String>, ctx: &mut Context<Self>) {
+    fn step_done(&mut self, outcome: Result<StepOutput, ExecError>, ctx: &mut Context<Self>) {
         self.lanes.end_step(self.index);
         self.progressed_at = Instant::now();
         if let Some(started) = self.step_started.take() {
             self.metrics.step_s.record((self.progressed_at - started).as_secs_f64());
         }
         // Before the next plan: that may preempt a sequence, which another lane may then steal and bring to its end.
-        deliver(match outcome {
+        match outcome {
             Ok(output) => {
                 self.metrics.replayed_steps.increment(output.replayed.into());
-                self.lane.complete(output)
+                deliver(self.lane.complete(output))
             }
-            Err(error) => {
-                tracing::error!(lane = self.index, error, "a step failed");
-                self.lane.fail(&error)
-            }
-        });
+            Err(error) => self.step_failed(&error, ctx),
+        }
         // The executor has let go of it before it answered.
         if let Some(plan) = self.plan.take().and_then(Arc::into_inner) {
             self.lane.reuse(plan);
@@ -129,15 +135,52 @@ impl SchedulerActor {
         self.tick_soon(ctx);
     }
 
+    fn step_failed(&mut self, error: &ExecError, ctx: &mut Context<Self>) {
+        let (lane, now, text) = (self.index, clock::now_us(), error.to_string());
+        tracing::error!(lane, error = text, "a step failed");
+        match self.lane.judge(fault(error), now) {
+            Verdict::GoOn => deliver(self.lane.fail(&text)),
+            Verdict::Rest { until } => {
+                let rest = Duration::from_micros(until - now);
+                tracing::warn!(
+                    lane,
+                    rest_ms = rest.as_millis() as u64,
+                    "the device is left alone before the next step"
+                );
+                self.metrics.rests.increment(1);
+                self.lanes.set_resting(lane, true);
+                let deliveries = self.lane.fail_on_device(&text, &mut elsewhere(&self.lanes, lane));
+                deliver(deliveries);
+                ctx.run_later(rest, |lane, ctx| {
+                    lane.lanes.set_resting(lane.index, false);
+                    lane.tick_soon(ctx);
+                });
+            }
+            Verdict::Retire => {
+                tracing::error!(lane, error = text, "the device is lost: its lane runs no more steps");
+                metrics().lane_health(lane).lost.set(1.0);
+                self.lanes.set_lost(lane);
+                self.retire(&text);
+            }
+        }
+    }
+
+    /// What is here goes to the lanes that are left.
+    fn retire(&mut self, why: &str) {
+        let mut elsewhere = elsewhere(&self.lanes, self.index);
+        let deliveries = self.lane.retire(why, clock::now_us(), &mut self.window, &mut elsewhere);
+        deliver(deliveries);
+    }
+
     /// Room here and nobody waiting: takes what another lane cannot get to, and says how much.
     fn steal(&mut self) -> usize {
         if !self.lane.has_work() {
             self.progressed_at = Instant::now();
         }
-        if self.lanes.len() == 1 || self.lanes.is_lost(self.index) {
+        if self.lanes.len() == 1 {
             return 0;
         }
-        let room = self.lane.room(&mut self.window);
+        let room = self.lane.room(clock::now_us(), &mut self.window);
         if room == 0 {
             return 0;
         }
@@ -173,6 +216,7 @@ impl SchedulerActor {
         m.drafts.increment(stats.drafts - self.counted.drafts);
         m.draft_tokens.increment(stats.draft_tokens - self.counted.draft_tokens);
         m.accepted_draft_tokens.increment(stats.accepted_drafts - self.counted.accepted_drafts);
+        m.moved_jobs.increment(stats.moved_jobs - self.counted.moved_jobs);
         m.prefix_queries.increment(stats.prefix_queries - self.counted.prefix_queries);
         m.prefix_hits.increment(stats.prefix_hits - self.counted.prefix_hits);
         let hops = &metrics().hops;
@@ -191,26 +235,39 @@ fn run_step(
     lanes: Arc<Lanes>,
     lane: usize,
     plan: Arc<StepPlan>,
-) -> impl Future<Output = Result<StepOutput, String>> + 'static {
+) -> impl Future<Output = Result<StepOutput, ExecError>> + 'static {
     let executor = lanes.executor(lane).address();
     let sent = executor.as_ref().map(|executor| executor.send(RunStep(plan)));
     async move {
         let (Some(executor), Some(sent)) = (executor, sent) else {
-            return Err("the executor was never started".to_owned());
+            return Err(ExecError::Failed("the executor was never started".to_owned()));
         };
         match sent.await {
-            Ok(outcome) => outcome.map_err(|e| {
-                if let ExecError::Lost(why) = &e {
-                    tracing::error!(lane, why, "the device is lost: its lane runs no more steps");
-                    lanes.set_lost(lane);
-                }
-                e.to_string()
-            }),
+            Ok(outcome) => outcome,
             Err(e) => {
                 lanes.executor(lane).successor(Some(&executor), EXECUTOR_RETURN).await;
-                Err(format!("the executor died: {e}"))
+                Err(ExecError::Failed(format!("the executor died: {e}")))
             }
         }
+    }
+}
+
+fn fault(error: &ExecError) -> Fault {
+    match error {
+        ExecError::Failed(_) | ExecError::TimedOut(_) => Fault::Step,
+        ExecError::Device(_) => Fault::Device,
+        ExecError::Lost(_) => Fault::Lost,
+    }
+}
+
+/// Gives a job of lane `from` to the lane that it would go to now, if that is another.
+fn elsewhere(lanes: &Lanes, from: usize) -> impl FnMut(Job<Sink>) -> Option<Job<Sink>> {
+    move |job| match lanes.place(&job).filter(|lane| *lane != from) {
+        Some(lane) => {
+            lanes.submit(lane, job);
+            None
+        }
+        None => Some(job),
     }
 }
 

@@ -41,6 +41,8 @@ pub enum EngineError {
     Memory(#[from] TooLittle),
     #[error("one KV block of this model has more bytes than can be counted; its config.json cannot be right")]
     KvShape,
+    #[error("kv.dtype is fp8, which only GPUs keep, and the model runs on the CPU; use auto, f32, bf16 or int8")]
+    KvOnCpu,
     #[error(transparent)]
     Cpu(#[from] CpuError),
     #[error(transparent)]

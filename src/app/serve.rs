@@ -46,8 +46,8 @@ pub enum ServeError {
     Lane(#[from] LaneConfigError),
     #[error("cannot listen on {address}: {source}; set server.listen (or --listen) to a free port")]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("no device is left: start the server again, which finds those that can be used")]
-    DevicesLost,
+    #[error("no lane is left: start the server again, which finds the devices that can be used")]
+    NoLaneLeft,
     #[error("the server failed: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -123,6 +123,7 @@ fn describe(config: &Config, name: &str, seeds: &[LaneSeed]) {
         KvDtype::F32 => "f32",
         KvDtype::Bf16 => "bf16",
         KvDtype::Int8 => "int8",
+        KvDtype::Fp8 => "fp8",
     };
     metrics().set_served(Served {
         model_name: name.to_owned(),
@@ -182,12 +183,12 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal, or until no device is left; then until everyone has left or the limit (or the patience of who
+    /// Waits for a signal, or until no lane is left; then until everyone has left or the limit (or the patience of who
     /// sends signals) is over.
     async fn drain(mut self, services: &Services, limit: Duration) -> Result<(), ServeError> {
         let end = tokio::select! {
             () = self.next() => Ok(()),
-            () = services.lanes.all_lost() => Err(ServeError::DevicesLost),
+            () = services.lanes.none_left() => Err(ServeError::NoLaneLeft),
         };
         services.live.start_draining();
         tracing::info!(requests = services.live.len(), limit_s = limit.as_secs(), "draining");

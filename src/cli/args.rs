@@ -12,7 +12,7 @@ Configuration, weakest first: built-in defaults; config.yaml (or --config FILE);
 GARRICK__SERVER__LISTEN; --set section.key=value; named options.
 
 Exit status: 0 done; 64 wrong arguments, configuration or input; 66 the model cannot be opened; 69 not available (the \
-port is taken, the server does not answer); 70 internal error; 75 every device was lost, start it again.";
+port is taken, the server does not answer); 70 internal error; 75 no lane is left (devices lost), start it again.";
 
 /// An LLM inference server: OpenAI's API, continuous batching, paged KV cache, keys and quotas, in one program.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ pub enum Command {
     Render(RenderArgs),
     /// Make, list and revoke API keys
     Keys(KeysArgs),
+    /// Compile the CUDA kernels for a GPU that the program has none for, or anew
+    Kernels(KernelsArgs),
     /// Measure a model without a server: prefill and decode, tokens a second
     Bench(BenchArgs),
     /// Measure a running server over HTTP: events and requests a second, times, processor time
@@ -111,7 +113,7 @@ pub struct ServeArgs {
 /// What is checked.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CheckArgs {
-    /// Say first which GPUs were found, and which kernels they take
+    /// Say first which GPUs and libraries of CUDA were found, and which kernels they take
     #[arg(long)]
     pub cuda: bool,
     #[command(flatten)]
@@ -248,6 +250,46 @@ pub enum KeysCommand {
         /// The key's id, as listed
         id: String,
     },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct KernelsArgs {
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile them with NVRTC, or a toolkit's nvcc, and keep them
+    ///
+    /// A start looks in engine.cuda_kernels before it takes the program's own kernels, and in the default folder where the
+    /// program has none. No GPU is needed.
+    Build(BuildKernelsArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BuildKernelsArgs {
+    /// What to compile for, as sm_103a; repeatable [default: the GPUs of this machine]
+    #[arg(long, value_name = "CHIP", value_parser = chip)]
+    pub chip: Vec<String>,
+    /// Compile with this program instead of NVRTC
+    #[arg(long, value_name = "PATH")]
+    pub nvcc: Option<PathBuf>,
+    /// Where they go [default: engine.cuda_kernels, else ~/.cache/garrick/kernels]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+}
+
+/// From sm_80 on: two or three digits, and what may follow them.
+fn chip(text: &str) -> Result<String, String> {
+    let number = text.strip_prefix("sm_").unwrap_or_default().trim_end_matches(['a', 'f']);
+    let suffix = text.len() - "sm_".len().min(text.len()) - number.len();
+    match number.parse::<u16>() {
+        Ok(80..=999) if suffix <= 1 && !number.starts_with('+') => Ok(text.to_owned()),
+        _ => Err("must be a chip from sm_80 on, as sm_90a, sm_103a or sm_120".into()),
+    }
 }
 
 #[derive(Debug, Clone, Args)]

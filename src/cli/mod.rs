@@ -9,6 +9,7 @@ pub mod args;
 mod bench;
 pub mod chat;
 mod check;
+mod kernels;
 mod keys;
 mod load;
 mod progress;
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args),
         Command::Render(args) => render::run(args),
         Command::Keys(args) => keys::run(args),
+        Command::Kernels(args) => kernels::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Load(args) => load::run(args),
     }

@@ -60,7 +60,7 @@ fn failure(error: ServeError) -> Failure {
         ServeError::OpenAbroad(_) | ServeError::Lane(_) => Exit::Usage,
         ServeError::Engine(error) => engine_exit(error),
         ServeError::Listen { .. } => Exit::Unavailable,
-        ServeError::DevicesLost => Exit::TryAgain,
+        ServeError::NoLaneLeft => Exit::TryAgain,
         ServeError::Store(_) | ServeError::Io(_) => Exit::Internal,
     };
     Failure::new(exit, error)
@@ -74,7 +74,7 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         | EngineError::Text(_)
         | EngineError::Chat(_)
         | EngineError::KvShape => Exit::NoInput,
-        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) => Exit::Usage,
+        EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::KvOnCpu => Exit::Usage,
         EngineError::Device(_) | EngineError::GpuMemory(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }

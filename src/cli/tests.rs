@@ -1,6 +1,6 @@
 use clap::{CommandFactory, Parser};
 
-use super::args::{BenchArgs, Cli, KeysArgs, KeysCommand, Limit, RenderArgs, ServeArgs};
+use super::args::{BenchArgs, BuildKernelsArgs, Cli, KeysArgs, KeysCommand, Limit, RenderArgs, ServeArgs};
 use super::*;
 
 /// One command's arguments as a program of their own.
@@ -18,6 +18,18 @@ fn serve(args: &[&str]) -> Result<crate::base::config::Config, Failure> {
 #[test]
 fn the_definitions_are_sound() {
     Cli::command().debug_assert();
+}
+
+#[test]
+fn a_chip_is_called_as_compilers_call_it() {
+    let chips =
+        |chip: &str| Only::<BuildKernelsArgs>::try_parse_from(["garrick", "--chip", chip]).map(|only| only.args.chip);
+    for right in ["sm_80", "sm_90a", "sm_103f", "sm_120"] {
+        assert_eq!(chips(right).unwrap(), [right]);
+    }
+    for wrong in ["", "sm_", "90a", "sm_75", "sm_90aa", "sm_1000", "sm_90b", "sm_+80", "sm_80; ls", "compute_90"] {
+        assert!(chips(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

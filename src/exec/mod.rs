@@ -6,7 +6,9 @@ mod batch;
 pub mod cpu;
 pub mod cuda;
 pub mod fake;
+pub mod format;
 pub mod runner;
+mod tokens;
 
 use std::time::Duration;
 
@@ -19,7 +21,8 @@ pub use crate::kv::BLOCK_TOKENS;
 /// One device that runs steps.
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
-    /// Runs the step to its end. An error leaves the executor usable and no sampled token behind.
+    /// Runs the step to its end. An error leaves no sampled token behind and, but for [`ExecError::Lost`], the executor
+    /// usable.
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecError>;
 }
 
@@ -37,6 +40,9 @@ pub struct ExecutorInfo {
 pub enum ExecError {
     #[error("step failed: {0}")]
     Failed(String),
+    /// The device failed, and can still be used: the next step may succeed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The device will not run another step.
     #[error("the device is lost: {0}")]
     Lost(String),
@@ -47,7 +53,7 @@ pub enum ExecError {
 impl From<DeviceError> for ExecError {
     fn from(error: DeviceError) -> ExecError {
         match error {
-            DeviceError::Failed(message) => ExecError::Failed(message),
+            DeviceError::Failed(message) => ExecError::Device(message),
             DeviceError::Lost(message) => ExecError::Lost(message),
         }
     }

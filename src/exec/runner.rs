@@ -11,11 +11,11 @@ use std::time::Instant;
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
+use super::tokens::Tokens;
 use super::{BLOCK_TOKENS, ExecError, Executor, ExecutorInfo};
-use crate::model::TokenId;
 use crate::model::decoder::Decoder;
-use crate::model::ops::{Batch, DeviceError, KvDtype, NO_TOKEN, Ops, Span};
-use crate::sample::{self, Sampled, Scratch};
+use crate::model::ops::{Batch, DeviceError, KvDtype, Ops, Span};
+use crate::sample::{self, Scratch};
 use crate::sched::plan::{SeqOutput, SeqRows, StepOutput, StepPlan};
 
 /// An [`Executor`] over any device that offers [`Ops`].
@@ -24,6 +24,7 @@ pub struct ModelExecutor<O: Ops> {
     ops: O,
     decoder: Decoder<O>,
     batch: Batch,
+    tokens: Tokens,
 }
 
 /// Logits of a step under which waking threads costs more than it gains.
@@ -45,22 +46,24 @@ impl<O: Ops> ModelExecutor<O> {
         let spec = decoder.spec();
         let kv_bytes = ops.allocate_kv(spec, dtype, num_blocks)?;
         let info = ExecutorInfo { device, num_blocks, kv_bytes, vocab_size: spec.vocab_size };
-        Ok(Self { info, ops, decoder, batch: Batch::default() })
+        Ok(Self { info, ops, decoder, batch: Batch::default(), tokens: Tokens::default() })
     }
 
     /// Runs the batch and draws.
     fn run(&mut self, plan: &StepPlan) -> Result<Vec<SeqOutput>, ExecError> {
         let Some(logits) = self.decoder.start(&mut self.ops, &self.batch) else {
             self.ops.finish()?;
-            return draw(plan, &[], self.info.vocab_size);
+            return draw(plan.rows.iter(), &[], self.info.vocab_size);
         };
-        // A device that finds the best tokens itself need not bring whole vocabularies here.
-        if plan.rows.iter().all(is_argmax)
-            && let Some(tokens) = self.ops.argmax(logits)?
-        {
-            return take(plan, tokens);
+        let vocab_size = self.info.vocab_size;
+        // A device that draws need not bring whole vocabularies here.
+        if self.ops.draws(vocab_size) {
+            self.tokens.ask(plan, vocab_size);
+            self.ops.draw(logits, &self.tokens.requests, &mut self.tokens.answers)?;
+            let hosts = draw(self.tokens.hosts(plan), &self.tokens.answers.logits, vocab_size)?;
+            return self.tokens.take(plan, hosts);
         }
-        draw(plan, self.ops.read(logits)?, self.info.vocab_size)
+        draw(plan.rows.iter(), self.ops.read(logits)?, vocab_size)
     }
 
     /// Token ids and lengths come from clients in the end: they are checked in release builds too.
@@ -147,7 +150,7 @@ fn fill(batch: &mut Batch, plan: &StepPlan) {
 }
 
 /// The last row's where something is drawn, and those of rows before it whose next tokens are scored, or drafts.
-fn num_logit_rows(rows: &SeqRows) -> usize {
+pub(super) fn num_logit_rows(rows: &SeqRows) -> usize {
     let before = if rows.prompt_logprobs.is_some() { rows.tokens.len() - 1 } else { rows.num_drafts as usize };
     before + usize::from(needs_last_row(rows))
 }
@@ -156,36 +159,14 @@ fn needs_last_row(rows: &SeqRows) -> bool {
     !rows.samples.is_empty() || rows.prompt_logprobs.is_some_and(|prompt| prompt.next.is_some())
 }
 
-/// Whether every token of these rows is the best one, and nothing else is wanted of their logits.
-fn is_argmax(rows: &SeqRows) -> bool {
-    rows.prompt_logprobs.is_none() && rows.samples.iter().all(sample::SampleSpec::is_argmax)
-}
-
-/// The best token of every row, which lie in the order in which [`fill`] asked for them, for every sequence of the plan.
-fn take(plan: &StepPlan, tokens: &[TokenId]) -> Result<Vec<SeqOutput>, ExecError> {
-    let mut rest = tokens;
-    let one = |rows: &SeqRows| {
-        let (best, later) = rest.split_at(num_logit_rows(rows));
-        rest = later;
-        if best.contains(&NO_TOKEN) {
-            return Err(ExecError::Failed(format!("a logit of sequence {} is not a number", rows.seq.0)));
-        }
-        let sampled = |token| Sampled { token, logprobs: None };
-        let sampled = if rows.num_drafts > 0 {
-            let right = best.iter().zip(rows.drafts()).take_while(|(best, draft)| best == draft).count();
-            best[..best.len().min(right + 1)].iter().map(|token| sampled(*token)).collect()
-        } else {
-            best.iter().flat_map(|token| rows.samples.iter().map(|_| sampled(*token))).collect()
-        };
-        Ok(SeqOutput { seq: rows.seq, sampled, prompt_logprobs: Vec::new() })
-    };
-    plan.rows.iter().map(one).collect()
-}
-
-/// Draws for every sequence of the plan from a step's logits, which lie in the order in which [`fill`] asked for them.
-fn draw(plan: &StepPlan, logits: &[f32], vocab_size: usize) -> Result<Vec<SeqOutput>, ExecError> {
+/// Draws for these sequences of a plan from logits, which lie in the order in which [`fill`] asked for them.
+fn draw<'a>(
+    sequences: impl Iterator<Item = &'a SeqRows>,
+    logits: &[f32],
+    vocab_size: usize,
+) -> Result<Vec<SeqOutput>, ExecError> {
     let mut rest = logits;
-    let draws = plan.rows.iter().map(|rows| {
+    let draws = sequences.map(|rows| {
         let (logits, later) = rest.split_at(num_logit_rows(rows) * vocab_size);
         rest = later;
         Draw { rows, logits: logits.chunks_exact(vocab_size) }

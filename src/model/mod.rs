@@ -3,6 +3,7 @@
 //! Knows nothing of devices (only the [`ops::Ops`] trait), of scheduling, of HTTP.
 
 pub mod decoder;
+pub mod draws;
 pub mod gguf;
 pub mod ops;
 pub mod source;

@@ -9,6 +9,7 @@
 use std::ops::Index;
 
 use super::TokenId;
+use super::draws::{Answers, Requests};
 use super::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use super::weights::Tensor;
 
@@ -19,6 +20,8 @@ pub enum KvDtype {
     Bf16,
     /// Multiples of a scale for each token and head.
     Int8,
+    /// FP8 E4M3 (OCP 8-bit floating point, revision 1.0) of a scale for each token and head. On GPUs only.
+    Fp8,
 }
 
 /// One step's tokens, sequence by sequence, in plain arrays that can be copied to a device as they are.
@@ -154,9 +157,6 @@ pub enum Begun {
     Done,
 }
 
-/// In place of a token; no vocabulary is as large.
-pub const NO_TOKEN: TokenId = TokenId::MAX;
-
 /// A device as the decoder sees it.
 ///
 /// Most operations return nothing: a device may run them later. The first error is kept, what follows does nothing, and
@@ -219,6 +219,19 @@ pub trait Ops {
     fn rms_norm_in_place(&mut self, x: &mut Self::Rows, weight: &Self::Vector, eps: f32);
     /// `x += delta * scale`.
     fn add_scaled(&mut self, x: &mut Self::Rows, delta: &Self::Rows, scale: f32);
+    /// [`Ops::add_scaled`], then [`Ops::rms_norm`] of the sum; a device may do both at once, with the same bits.
+    fn add_scaled_rms_norm(
+        &mut self,
+        x: &mut Self::Rows,
+        delta: &Self::Rows,
+        scale: f32,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Rows,
+    ) {
+        self.add_scaled(x, delta, scale);
+        self.rms_norm(x, weight, eps, out);
+    }
     /// `out = x · wᵀ (+ bias)`.
     fn matmul(&mut self, x: &Self::Rows, w: &Self::Matrix, bias: Option<&Self::Vector>, out: &mut Self::Rows);
     /// On a fused qkv row: normalise q and k, rotate them, write k and v to the cache of `layer`.
@@ -259,10 +272,13 @@ pub trait Ops {
     fn finish_logits(&mut self, logits: &mut Self::Rows, scale: f32, softcap: Option<f32>);
     /// Waits until all that was asked for is done.
     fn finish(&mut self) -> Result<(), DeviceError>;
-    /// For each row of logits the lowest token of the largest, or [`NO_TOKEN`] where one is not a number. `None`: rows are as
-    /// quickly read, and the caller looks for itself.
-    fn argmax<'a>(&'a mut self, _logits: &'a Self::Rows) -> Result<Option<&'a [TokenId]>, DeviceError> {
-        Ok(None)
+    /// Whether it draws tokens of such a vocabulary itself. If not, the caller reads the logits and draws.
+    fn draws(&self, _vocab_size: usize) -> bool {
+        false
+    }
+    /// Answers what is asked of logits, which are as they were afterwards.
+    fn draw(&mut self, _: &Self::Rows, _: &Requests, _: &mut Answers) -> Result<(), DeviceError> {
+        Err(DeviceError::Failed("this device draws no tokens".into()))
     }
     /// Brings rows to the host, `[rows, width]`, when all that they come from is done.
     fn read<'a>(&'a mut self, rows: &'a Self::Rows) -> Result<&'a [f32], DeviceError>;

@@ -1,32 +1,13 @@
 //! What changes logits before the temperature: penalties, bias, bans.
 
-use super::{SampleSpec, SamplingParams};
-use crate::model::TokenId;
+use super::{SampleSpec, TokenId};
+use crate::model::draws::{BANNED, Change, Draw};
 
-/// Which tokens a history holds, in a table over the vocabulary that is cleared by its own list of entries.
+/// Collects the changes of a draw; kept between draws.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
-    /// `[vocab]`: 0 never seen; `1 + n` seen, `n` times of it in the output.
-    table: Vec<u32>,
-    tokens: Vec<TokenId>,
-}
-
-impl Seen {
-    /// Tokens outside the vocabulary have no logit and are passed over.
-    fn note(&mut self, token: TokenId, in_output: bool) {
-        let Some(entry) = self.table.get_mut(token as usize) else { return };
-        if *entry == 0 {
-            *entry = 1;
-            self.tokens.push(token);
-        }
-        *entry = entry.saturating_add(u32::from(in_output));
-    }
-
-    fn clear(&mut self) {
-        for token in self.tokens.drain(..) {
-            self.table[token as usize] = 0;
-        }
-    }
+pub(super) struct Collector {
+    /// `[vocab]`: 0 not yet in the list; else one more than its place there.
+    places: Vec<u32>,
 }
 
 /// Most requests ask for none of it; their logits need no copy.
@@ -34,40 +15,75 @@ pub(super) fn changes_nothing(spec: &SampleSpec) -> bool {
     spec.history.is_none() && spec.params.logit_bias.is_empty() && spec.banned.is_empty()
 }
 
-pub(super) fn adjust(logits: &mut [f32], spec: &SampleSpec, seen: &mut Seen) {
-    if let Some(history) = &spec.history {
-        seen.table.resize(logits.len().max(seen.table.len()), 0);
-        history.prompt.iter().for_each(|&t| seen.note(t, false));
-        history.output.iter().for_each(|&t| seen.note(t, true));
-        for &token in &seen.tokens {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = penalised(*logit, seen.table[token as usize] - 1, &spec.params);
-            }
+impl Collector {
+    /// Adds the changes that `spec` asks for to `changes`, each token once.
+    pub fn collect(&mut self, spec: &SampleSpec, vocab_size: usize, changes: &mut Vec<Change>) {
+        if changes_nothing(spec) {
+            return;
         }
-        seen.clear();
-    }
-    for &(token, bias) in &spec.params.logit_bias {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            *logit += bias;
+        self.places.resize(vocab_size.max(self.places.len()), 0);
+        let first = changes.len();
+        let mut list = List { places: &mut self.places[..vocab_size], first, changes };
+        if let Some(history) = &spec.history {
+            history.prompt.iter().for_each(|&token| list.change(token, |change| change.seen = 1));
+            history.output.iter().for_each(|&token| list.change(token, |change| change.seen = change.seen.max(1) + 1));
         }
-    }
-    for &token in spec.banned.iter() {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            *logit = f32::NEG_INFINITY;
+        for &(token, bias) in &spec.params.logit_bias {
+            list.change(token, |change| change.bias += bias);
+        }
+        for &token in spec.banned.iter() {
+            list.change(token, |change| change.seen = BANNED);
+        }
+        for change in &changes[first..] {
+            self.places[change.token as usize] = 0;
         }
     }
 }
 
-/// The logit of a token of the history that stands `in_output` times in the output.
+/// The changes of one draw so far.
+struct List<'a> {
+    places: &'a mut [u32],
+    first: usize,
+    changes: &'a mut Vec<Change>,
+}
+
+impl List<'_> {
+    /// Tokens outside the vocabulary have no logit and are passed over.
+    #[inline]
+    fn change(&mut self, token: TokenId, apply: impl FnOnce(&mut Change)) {
+        let Some(place) = self.places.get_mut(token as usize) else { return };
+        if *place == 0 {
+            self.changes.push(Change { token, seen: 0, bias: 0.0 });
+            *place = (self.changes.len() - self.first) as u32;
+        }
+        apply(&mut self.changes[self.first + *place as usize - 1]);
+    }
+}
+
+/// Logits as the draw sees them; of each token that has a change, there is one.
+pub(super) fn adjust(logits: &mut [f32], changes: &[Change], draw: &Draw) {
+    for change in changes {
+        let logit = &mut logits[change.token as usize];
+        *logit = changed(*logit, change, draw);
+    }
+}
+
+/// kernels/sample_change.cu is the twin.
 ///
 /// Repetition as in CTRL (arXiv 1909.05858, section 4.1) with the sign taken into account, as everyone does:
 /// positive logits are divided, negative ones multiplied. Frequency and presence as the OpenAI API defines them:
 /// `logit - count * frequency - (count > 0) * presence`, counting the output only.
-fn penalised(logit: f32, in_output: u32, params: &SamplingParams) -> f32 {
-    let repetition = params.repetition_penalty;
-    let logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
-    if in_output == 0 {
-        return logit;
+fn changed(mut logit: f32, change: &Change, draw: &Draw) -> f32 {
+    if change.seen == BANNED {
+        return f32::NEG_INFINITY;
     }
-    logit - in_output as f32 * params.frequency_penalty - params.presence_penalty
+    if change.seen > 0 {
+        let repetition = draw.repetition_penalty;
+        logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
+    }
+    if change.seen > 1 {
+        logit = logit - (change.seen - 1) as f32 * draw.frequency_penalty - draw.presence_penalty;
+    }
+    logit += change.bias;
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit }
 }

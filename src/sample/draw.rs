@@ -3,10 +3,10 @@
 //! The filters are cuts of one ranking (probability, lowest token first among equals), so none of them needs the
 //! ranking itself: each finds its border and drops what lies beyond, leaving the candidates in token order.
 
-use super::exp::exp;
 use super::select::{self, SelectScratch};
-use super::{SamplingParams, argmax};
-use crate::model::TokenId;
+use super::weight::{first_beyond, total, units, weight};
+use super::{TokenId, argmax};
+use crate::model::draws::{Draw, WHOLE};
 
 /// What may still be drawn, in token order.
 #[derive(Debug, Default)]
@@ -14,55 +14,62 @@ pub(super) struct Candidates {
     tokens: Vec<TokenId>,
     /// `(logit - max) / temperature`: none above zero.
     values: Vec<f32>,
-    /// `exp(value)`: the probability relative to the most likely token's.
+    /// The probability relative to the most likely token's.
     weights: Vec<f32>,
     select: SelectScratch,
 }
 
-/// Draws at `u` in `[0, 1)` under `params` (whose temperature is above zero).
-pub(super) fn draw(logits: &[f32], params: &SamplingParams, u: f64, candidates: &mut Candidates) -> TokenId {
+/// Draws by these numbers, of which the temperature is above zero.
+pub(super) fn draw(logits: &[f32], draw: &Draw, candidates: &mut Candidates) -> TokenId {
     let (best, max) = argmax(logits);
     if max.is_infinite() {
         return best;
     }
-    candidates.fill(logits, max, params.temperature);
-    if params.top_k > 0 && (params.top_k as usize) < candidates.tokens.len() {
-        candidates.keep_top_k(params.top_k);
+    candidates.fill(logits, max, draw.temperature);
+    if draw.top_k > 0 || draw.top_p < WHOLE {
+        candidates.drop_vanished();
     }
-    if params.top_p < 1.0 {
-        candidates.keep_top_p(params.top_p);
+    if draw.top_k > 0 && (draw.top_k as usize) < candidates.tokens.len() {
+        candidates.keep_top_k(draw.top_k);
     }
-    if params.min_p > 0.0 {
-        candidates.keep_min_p(params.min_p);
+    if draw.top_p < WHOLE {
+        candidates.keep_top_p(draw.top_p);
     }
-    candidates.pick(u).unwrap_or(best)
+    if draw.min_p > 0.0 {
+        candidates.keep_min_p(draw.min_p);
+    }
+    candidates.pick(draw.at).unwrap_or(best)
 }
 
 impl Candidates {
-    /// All tokens whose weight does not vanish in float32.
     fn fill(&mut self, logits: &[f32], max: f32, temperature: f32) {
         self.values.clear();
         self.values.extend(logits.iter().map(|&x| (x - max) / temperature));
         self.weights.clear();
-        self.weights.extend(self.values.iter().map(|&v| exp(v)));
+        self.weights.extend(self.values.iter().map(|&v| weight(v)));
         self.tokens.clear();
         self.tokens.extend(0..logits.len() as TokenId);
+    }
+
+    /// Tokens whose weight is zero do not count for top-k, and are never drawn.
+    fn drop_vanished(&mut self) {
         self.retain(|_, weight, _| weight > 0.0);
     }
 
     /// Exactly `k` stay: among equals at the border the lowest tokens.
     fn keep_top_k(&mut self, k: u32) {
-        let cut = select::cut(&self.values, |_| 1.0, f64::from(k), &mut self.select);
+        let cut = select::cut(&self.values, |_| 1, u64::from(k) - 1, &mut self.select);
         if let Some(cut) = cut {
             self.retain(|value, _, position| cut.keeps(select::key(value), position));
         }
     }
 
-    /// The fewest most likely tokens whose probabilities (of those that top-k left) reach `p`; at least one.
-    fn keep_top_p(&mut self, p: f32) {
-        let target = f64::from(p) * total(&self.weights);
+    /// The fewest most likely tokens whose probabilities (of those that top-k left) reach `p` of [`WHOLE`]; at least one.
+    fn keep_top_p(&mut self, p: u64) {
+        // To reach it is to exceed the largest number of units below it.
+        let below = (u128::from(p) * u128::from(total(&self.weights, |w| w))).saturating_sub(1) / u128::from(WHOLE);
         let weights = &self.weights;
-        let cut = select::cut(&self.values, |i| f64::from(weights[i]), target, &mut self.select);
+        let cut = select::cut(&self.values, |i| units(weights[i]), below as u64, &mut self.select);
         if let Some(cut) = cut {
             self.retain(|value, _, position| cut.keeps(select::key(value), position));
         }
@@ -70,21 +77,13 @@ impl Candidates {
 
     /// Tokens at least `min_p` times as likely as the most likely one, which always stays (arXiv 2407.01082).
     fn keep_min_p(&mut self, min_p: f32) {
-        let min_p = min_p.min(1.0);
         self.retain(|_, weight, _| weight >= min_p);
     }
 
-    /// Inverse of the cumulative distribution, in token order.
-    fn pick(&self, u: f64) -> Option<TokenId> {
-        let target = u * total(&self.weights);
-        let mut reached = 0.0;
-        for (&token, &weight) in self.tokens.iter().zip(&self.weights) {
-            reached += f64::from(weight);
-            if reached > target {
-                return Some(token);
-            }
-        }
-        self.tokens.last().copied()
+    /// Inverse of the cumulative distribution, in token order, at this part of [`WHOLE`].
+    fn pick(&self, at: u64) -> Option<TokenId> {
+        let target = u128::from(at) * u128::from(total(&self.weights, |w| w)) / u128::from(WHOLE);
+        first_beyond(&self.weights, target as u64).map(|position| self.tokens[position])
     }
 
     fn retain(&mut self, keep: impl Fn(f32, f32, usize) -> bool) {
@@ -100,9 +99,4 @@ impl Candidates {
         self.values.truncate(kept);
         self.weights.truncate(kept);
     }
-}
-
-/// Sum in token order and double precision: the order is what makes it reproducible.
-fn total(weights: &[f32]) -> f64 {
-    weights.iter().map(|&w| f64::from(w)).sum()
 }

@@ -12,28 +12,31 @@
 //! banned), the token is 0: the caller's step goes on, and a broken model shows in its text, not in a panic.
 //!
 //! Invariant: the draw depends only on the logits and the [`SampleSpec`]; same seed and index, same token.
-//! Every sum has a fixed order, and `exp` is our own, so that holds on every machine.
+//! `exp` is our own, and probabilities are rounded to a multiple of 2^-40 of the largest, so that their sums are exact in any
+//! order: a device draws the same tokens as this does (kernels/README.md, Sampling), and both do so on every machine.
 
 mod adjust;
 mod draw;
-mod exp;
 mod logprobs;
 mod params;
 mod philox;
 mod select;
 #[cfg(test)]
 mod tests;
+mod weight;
 
 pub use logprobs::token_logprobs;
 pub use params::{History, SampleSpec, Sampled, SamplingParams, TokenLogprobs};
 pub use philox::{philox4x32, uniform};
 
 use crate::model::TokenId;
+use crate::model::draws::{Change, Draw, Requests, WHOLE};
 
 /// Buffers that one thread keeps between draws; they grow to the vocabulary's size once.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    adjust: adjust::Seen,
+    collector: adjust::Collector,
+    changes: Vec<Change>,
     draw: draw::Candidates,
     /// Logits after penalties, bias and bans.
     adjusted: Vec<f32>,
@@ -41,23 +44,44 @@ pub struct Scratch {
 
 /// Draws one token from `raw` logits (`[vocab]`).
 pub fn sample(raw: &[f32], spec: &SampleSpec, scratch: &mut Scratch) -> Sampled {
-    let params = &*spec.params;
-    let logits = if adjust::changes_nothing(spec) {
+    scratch.changes.clear();
+    scratch.collector.collect(spec, raw.len(), &mut scratch.changes);
+    let draw = spec.draw();
+    let logits = if scratch.changes.is_empty() {
         raw
     } else {
         scratch.adjusted.clear();
         scratch.adjusted.extend_from_slice(raw);
-        adjust::adjust(&mut scratch.adjusted, spec, &mut scratch.adjust);
+        adjust::adjust(&mut scratch.adjusted, &scratch.changes, &draw);
         &scratch.adjusted
     };
-    let token = if params.temperature > 0.0 {
-        let u = uniform(params.seed, spec.choice, spec.index);
-        draw::draw(logits, params, u, &mut scratch.draw)
-    } else {
-        argmax(logits).0
-    };
-    let logprobs = params.logprobs.map(|top| Box::new(token_logprobs(raw, token, top as usize)));
+    let token = if draw.temperature > 0.0 { draw::draw(logits, &draw, &mut scratch.draw) } else { argmax(logits).0 };
+    let logprobs = spec.params.logprobs.map(|top| Box::new(token_logprobs(raw, token, top as usize)));
     Sampled { token, logprobs }
+}
+
+/// Asks a device for the draws of one row of logits. What it is asked for is what [`sample`] draws by. False, and nothing is
+/// asked, where they see different logits: a device changes a row for all of its draws.
+pub fn request(specs: &[SampleSpec], row: u32, vocab_size: usize, scratch: &mut Scratch, to: &mut Requests) -> bool {
+    let (first_draw, first_change) = (to.draws.len(), to.changes.len());
+    for spec in specs {
+        let start = to.changes.len();
+        scratch.collector.collect(spec, vocab_size, &mut to.changes);
+        let draw = Draw { row, first_change: first_change as u32, ..spec.draw() };
+        let Some(first) = to.draws.get(first_draw) else {
+            to.draws.push(Draw { num_changes: (to.changes.len() - start) as u32, ..draw });
+            continue;
+        };
+        let penalties = |d: &Draw| [d.repetition_penalty, d.frequency_penalty, d.presence_penalty];
+        if to.changes[first_change..start] != to.changes[start..] || penalties(first) != penalties(&draw) {
+            to.draws.truncate(first_draw);
+            to.changes.truncate(first_change);
+            return false;
+        }
+        to.changes.truncate(start);
+        to.draws.push(draw);
+    }
+    true
 }
 
 /// The largest logit and the lowest token that has it; `(0, -inf)` where there is no larger one.

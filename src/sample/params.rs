@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::adjust::changes_nothing;
+use super::{WHOLE, uniform};
 use crate::model::TokenId;
+use crate::model::draws::Draw;
 
 /// Sampling parameters, validated (see the API layer for the limits that requests meet).
 #[derive(Debug, Clone, PartialEq)]
@@ -72,9 +73,25 @@ pub struct SampleSpec {
 }
 
 impl SampleSpec {
-    /// Whether the largest logit is all that counts.
-    pub fn is_argmax(&self) -> bool {
-        self.params.temperature <= 0.0 && self.params.logprobs.is_none() && changes_nothing(self)
+    /// All but the changes and the row.
+    pub(super) fn draw(&self) -> Draw {
+        let params = &*self.params;
+        // Exact: a float32 has fewer bits than a share.
+        let top_p = if params.top_p < 1.0 { (f64::from(params.top_p) * WHOLE as f64) as u64 } else { WHOLE };
+        Draw {
+            row: 0,
+            first_change: 0,
+            num_changes: 0,
+            top_k: params.top_k,
+            temperature: params.temperature,
+            min_p: if params.min_p > 0.0 { params.min_p.min(1.0) } else { 0.0 },
+            repetition_penalty: params.repetition_penalty,
+            frequency_penalty: params.frequency_penalty,
+            presence_penalty: params.presence_penalty,
+            reserved: 0,
+            top_p,
+            at: uniform(params.seed, self.choice, self.index),
+        }
     }
 }
 

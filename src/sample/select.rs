@@ -24,7 +24,7 @@ impl Cut {
 /// Buffers of [`cut`].
 #[derive(Debug, Default)]
 pub(super) struct SelectScratch {
-    sums: Vec<f64>,
+    sums: Vec<u64>,
     members: Vec<u32>,
 }
 
@@ -34,21 +34,21 @@ pub(super) fn key(value: f32) -> u32 {
     (-value + 0.0).to_bits()
 }
 
-/// Cuts `values` (none above zero, no not-a-number) after the fewest of the largest whose weights reach `target`;
-/// at least one stays. Weights are positive. Where rounding keeps the sum under `target`, all stay.
+/// Cuts `values` (none above zero, no not-a-number) after the first, from the largest on, at which the sum of their weights
+/// exceeds `target`. Weights are positive. Where the sum stays at `target` or below, all stay.
 pub(super) fn cut(
     values: &[f32],
-    weight: impl Fn(usize) -> f64,
-    target: f64,
+    weight: impl Fn(usize) -> u64,
+    target: u64,
     scratch: &mut SelectScratch,
 ) -> Option<Cut> {
     let SelectScratch { sums, members } = scratch;
-    let mut reached = 0.0;
+    let mut reached = 0;
     let mut prefix = 0;
     for (level, shift) in SHIFTS.into_iter().enumerate() {
         let digit = |position: usize| (key(values[position]) >> shift) as usize & (NUM_DIGITS - 1);
         sums.clear();
-        sums.resize(NUM_DIGITS, 0.0);
+        sums.resize(NUM_DIGITS, 0);
         if level == 0 {
             (0..values.len()).for_each(|p| sums[digit(p)] += weight(p));
         } else {
@@ -66,7 +66,7 @@ pub(super) fn cut(
     let mut last = *members.last()?;
     for &position in members.iter() {
         reached += weight(position as usize);
-        if reached >= target {
+        if reached > target {
             last = position;
             break;
         }
@@ -74,16 +74,14 @@ pub(super) fn cut(
     Some(Cut { key: prefix, position: last })
 }
 
-/// The digit at which the running sum reaches `target`, else the last one that has members.
-fn crossing(sums: &[f64], reached: &mut f64, target: f64) -> Option<usize> {
-    let last = sums.iter().rposition(|&s| s > 0.0)?;
+/// The digit at which the running sum exceeds `target`, else the last one that has members.
+fn crossing(sums: &[u64], reached: &mut u64, target: u64) -> Option<usize> {
+    let last = sums.iter().rposition(|&s| s > 0)?;
     for (digit, &sum) in sums.iter().enumerate().take(last) {
-        if sum > 0.0 {
-            if *reached + sum >= target {
-                return Some(digit);
-            }
-            *reached += sum;
+        if *reached + sum > target {
+            return Some(digit);
         }
+        *reached += sum;
     }
     Some(last)
 }

@@ -22,6 +22,14 @@ fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..Default::default() }
 }
 
+/// Logits as a draw sees them.
+fn adjusted(logits: &[f32], spec: &SampleSpec) -> Vec<f32> {
+    let (mut out, mut changes) = (logits.to_vec(), Vec::new());
+    adjust::Collector::default().collect(spec, logits.len(), &mut changes);
+    adjust::adjust(&mut out, &changes, &spec.draw());
+    out
+}
+
 /// The kept set by sorting, in double precision; `None` where a border is too close to call.
 fn naive_set(logits: &[f32], params: &SamplingParams) -> Option<Vec<TokenId>> {
     let t = f64::from(params.temperature);
@@ -57,8 +65,9 @@ fn naive_set(logits: &[f32], params: &SamplingParams) -> Option<Vec<TokenId>> {
 /// The set that can be drawn: every border of the cumulative distribution is visited.
 fn drawable(logits: &[f32], params: &SamplingParams) -> Vec<TokenId> {
     let mut candidates = draw::Candidates::default();
+    let draw = spec(params.clone(), 0).draw();
     let mut set: Vec<TokenId> =
-        (0..4_000).map(|i| draw::draw(logits, params, f64::from(i) / 4_000.0, &mut candidates)).collect();
+        (0..4_000).map(|i| draw::draw(logits, &Draw { at: i * (WHOLE / 4_000), ..draw }, &mut candidates)).collect();
     set.dedup();
     set
 }
@@ -122,11 +131,7 @@ fn temperature_sharpens() {
 #[test]
 fn penalties_by_hand() {
     let logits = [2.0, -2.0, 5.0, 1.0];
-    let penalised = |params: SamplingParams| {
-        let mut out = logits.to_vec();
-        adjust::adjust(&mut out, &with_history(params, &[0, 1, 1, 99], &[2, 2, 0]), &mut adjust::Seen::default());
-        out
-    };
+    let penalised = |params: SamplingParams| adjusted(&logits, &with_history(params, &[0, 1, 1, 99], &[2, 2, 0]));
     let repetition = SamplingParams { repetition_penalty: 2.0, ..greedy() };
     assert_eq!(penalised(repetition), [1.0, -4.0, 2.5, 1.0]);
     let frequency = SamplingParams { frequency_penalty: 0.5, ..greedy() };
@@ -226,8 +231,7 @@ proptest! {
                 x - n * frequency - if n > 0.0 { presence } else { 0.0 }
             }
         }).collect();
-        let mut out = logits.clone();
-        adjust::adjust(&mut out, &with_history(params, &prompt, &output), &mut adjust::Seen::default());
+        let out = adjusted(&logits, &with_history(params, &prompt, &output));
         for (a, b) in out.iter().zip(&expected) {
             prop_assert!((a - b).abs() < 1e-4, "{a} is not {b}");
         }
@@ -271,8 +275,7 @@ proptest! {
             logit_bias: bias, logprobs: Some(5), seed: u.to_bits(), ..Default::default()
         };
         let spec = SampleSpec { banned: Arc::new([3]), ..with_history(params, &[1], &output) };
-        let mut adjusted = logits.clone();
-        adjust::adjust(&mut adjusted, &spec, &mut adjust::Seen::default());
+        let adjusted = adjusted(&logits, &spec);
         let sampled = sample(&logits, &spec, &mut Scratch::default());
         prop_assert!((sampled.token as usize) < logits.len());
         let possible = |x: f32| x > f32::NEG_INFINITY;

@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use super::fault::suspect;
 use super::job::{Branch, Delivery, Event, Finish, Job};
 use super::lane::Lane;
 use super::plan::{SeqId, SeqOutput, SeqRows, StepOutput};
@@ -22,13 +23,13 @@ pub(super) struct InFlight {
 
 #[derive(Debug)]
 pub(super) struct InFlightRow {
-    seq: SeqId,
+    pub seq: SeqId,
     start: usize,
     end: usize,
     num_samples: usize,
     num_prompt_logprobs: usize,
     /// The tokens of its last rows.
-    drafts: Vec<TokenId>,
+    pub drafts: Vec<TokenId>,
 }
 
 impl InFlightRow {
@@ -47,7 +48,7 @@ impl InFlightRow {
     }
 
     /// Where its certain tokens end, and drafts begin.
-    fn certain_end(&self) -> usize {
+    pub fn certain_end(&self) -> usize {
         self.end - self.drafts.len()
     }
 
@@ -86,6 +87,7 @@ impl<S: Clone> Lane<S> {
         let prefills = flight.rows.iter().filter(|row| !row.is_decode()).map(|row| row.end - row.start).sum();
         self.pace.learn(decodes, drafts, prefills, output.elapsed_us);
         self.forget_step();
+        self.health.succeeded();
         let mut forks = Vec::new();
         let mut next = 0;
         for (row, output) in flight.rows.iter().zip(output.rows) {
@@ -107,19 +109,13 @@ impl<S: Clone> Lane<S> {
     /// each under suspicion: it runs alone until it has got past where it was. One that fails again before that is
     /// the cause, or as good as, and ends as [`Finish::Failed`]; so one bad request takes nobody down with it.
     pub fn fail(&mut self, error: &str) -> Vec<Delivery<S>> {
-        let Some(flight) = self.in_flight.take() else { return self.outbox.take() };
-        self.forget_step();
-        self.totals.failed_steps += 1;
-        for row in &flight.rows {
-            let Some(index) = self.running.iter().position(|seq| seq.id == row.seq) else { continue };
-            let mut seq = self.running.remove(index);
+        for (row, mut seq) in self.take_failed() {
             if seq.job.cancel.is_set() {
                 self.end(seq, &Finish::Cancelled);
             } else if seq.job.progress.suspect_until.is_some() {
                 self.end(seq, &Finish::Failed(error.to_owned()));
             } else {
-                seq.job.progress.suspect_until = Some(row.certain_end() as u32);
-                seq.job.progress.drafts_failed |= !row.drafts.is_empty();
+                suspect(&mut seq, &row);
                 self.requeue(seq);
             }
         }

@@ -108,6 +108,8 @@ pub struct Progress {
     pub drafts_failed: bool,
     /// Thefts since it came or last left a device.
     pub num_moves: u8,
+    /// Devices that failed in a step of its own, and that it left for others.
+    pub num_rescues: u8,
 }
 
 impl<S> Job<S> {

@@ -1,7 +1,7 @@
 //! One device's continuous batch: the jobs that wait for it, the sequences that run on it, and its KV blocks.
 //!
-//! Pure: it is told the time, plans one step at a time ([`Lane::plan`]) and takes its outcome ([`Lane::complete`] or
-//! [`Lane::fail`]). Never knows actors, devices, text or tenants.
+//! Pure: it is told the time, plans one step at a time ([`Lane::plan`]) and takes its outcome ([`Lane::complete`], or
+//! [`Lane::judge`] and what follows). Never knows actors, devices, text or tenants.
 //!
 //! Invariants: every choice of a submitted job ends with exactly one `Finished`, unless the text side ended it;
 //! at most one step is in flight; the oldest running sequence is never preempted, so every plan brings it forward and
@@ -13,6 +13,7 @@ use super::admit::Blocked;
 use super::complete::InFlight;
 use super::config::{DoesNotFit, LaneConfig, LaneConfigError};
 use super::draft::Rates;
+use super::fault::Health;
 use super::job::{Delivery, Event, Finish, Job, Micros, RequestId};
 use super::pace::Pace;
 use super::plan::{SeqId, SeqRows, StepPlan};
@@ -36,6 +37,7 @@ pub struct Lane<S> {
     pub(super) no_tokens: Arc<[TokenId]>,
     pub(super) blocked: Option<Blocked>,
     pub(super) pace: Pace,
+    pub(super) health: Health,
     /// How often drafts came true.
     pub(super) rates: Rates,
     pub(super) totals: Totals,
@@ -68,6 +70,7 @@ pub(super) struct Totals {
     pub drafts: u64,
     pub draft_tokens: u64,
     pub accepted_drafts: u64,
+    pub moved_jobs: u64,
 }
 
 /// A lane at a glance.
@@ -95,6 +98,8 @@ pub struct LaneStats {
     pub drafts: u64,
     pub draft_tokens: u64,
     pub accepted_drafts: u64,
+    /// Jobs that other lanes took over because the device failed.
+    pub moved_jobs: u64,
     pub step_in_flight: bool,
 }
 
@@ -112,6 +117,7 @@ impl<S: Clone> Lane<S> {
             no_tokens: Arc::from([]),
             blocked: None,
             pace: Pace::default(),
+            health: Health::default(),
             rates: Rates::default(),
             totals: Totals::default(),
             events: Vec::new(),
@@ -167,22 +173,22 @@ impl<S: Clone> Lane<S> {
         }
     }
 
-    /// Decides the next step. Nothing happens while one is in flight.
+    /// Decides the next step: none while the device rests. Nothing happens while one is in flight.
     pub fn plan(&mut self, now: Micros, window: &mut dyn Window<S>) -> Planned<S> {
         if self.in_flight.is_some() {
             return Planned { plan: None, deliveries: self.outbox.take() };
         }
         self.waiting.recall(window);
         self.sweep(now);
-        let plan = self.form(now);
+        let plan = if self.health.may_plan(now) { self.form(now) } else { None };
         self.waiting.offer(window);
         Planned { plan, deliveries: self.outbox.take() }
     }
 
-    /// Sequences that could begin now beside those that run: none while a job waits, a step is in flight, or no block
-    /// is free. Takes back what thieves have left in the window; [`Lane::plan`] offers it again.
-    pub fn room(&mut self, window: &mut dyn Window<S>) -> usize {
-        if self.in_flight.is_some() {
+    /// Sequences that could begin now beside those that run: none while a job waits, a step is in flight, the device
+    /// rests, or no block is free. Takes back what thieves have left in the window; [`Lane::plan`] offers it again.
+    pub fn room(&mut self, now: Micros, window: &mut dyn Window<S>) -> usize {
+        if self.in_flight.is_some() || !self.health.may_plan(now) {
             return 0;
         }
         self.waiting.recall(window);
@@ -227,6 +233,13 @@ impl<S: Clone> Lane<S> {
         self.outbox.take()
     }
 
+    /// Requests that the step in flight works for, once for each of their sequences.
+    #[cfg(test)]
+    pub fn in_step(&self) -> Vec<RequestId> {
+        let rows = self.in_flight.iter().flat_map(|flight| &flight.rows);
+        rows.filter_map(|row| self.running.iter().find(|seq| seq.id == row.seq)).map(|seq| seq.job.request).collect()
+    }
+
     pub fn stats(&self) -> LaneStats {
         let totals = self.totals;
         LaneStats {
@@ -245,6 +258,7 @@ impl<S: Clone> Lane<S> {
             drafts: totals.drafts,
             draft_tokens: totals.draft_tokens,
             accepted_drafts: totals.accepted_drafts,
+            moved_jobs: totals.moved_jobs,
             step_in_flight: self.in_flight.is_some(),
         }
     }
@@ -276,7 +290,7 @@ impl<S: Clone> Lane<S> {
     }
 
     /// Drops what nobody waits for any more: cancelled, past its deadline, or ended by the text side.
-    fn sweep(&mut self, now: Micros) {
+    pub(super) fn sweep(&mut self, now: Micros) {
         let outbox = &mut self.outbox;
         self.waiting.retain_mut(|job| match verdict(job, now) {
             Some(finish) => {

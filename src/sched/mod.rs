@@ -5,6 +5,7 @@ pub mod affinity;
 mod complete;
 mod config;
 mod draft;
+mod fault;
 mod form;
 pub mod job;
 mod lane;
@@ -21,6 +22,7 @@ mod window;
 mod tests;
 
 pub use config::{DoesNotFit, LaneConfig, LaneConfigError, Speculation};
+pub use fault::{Elsewhere, Fault, MAX_FAULTS, MAX_RESCUES, Verdict};
 pub use lane::{Lane, LaneStats, Planned};
 pub use place::{LaneLoad, place};
 pub use steal::{IdleLanes, Inbox, MAX_MOVES, MAX_STOLEN, StealWindow, Stock, Take, VictimOrder, search};

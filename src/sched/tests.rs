@@ -23,7 +23,7 @@ pub(super) const CONFIG: LaneConfig = LaneConfig {
 
 pub(super) struct Bench {
     pub lane: Lane<u64>,
-    window: FifoWindow<u64>,
+    pub window: FifoWindow<u64>,
 }
 
 impl Bench {
@@ -46,7 +46,7 @@ impl Bench {
     }
 }
 
-fn answer(plan: &StepPlan, token: TokenId) -> StepOutput {
+pub(super) fn answer(plan: &StepPlan, token: TokenId) -> StepOutput {
     let logprobs = |token| TokenLogprobs { token, logprob: -1.0, rank: 1, top: Vec::new() };
     let rows = plan.rows.iter().map(|rows| SeqOutput {
         seq: rows.seq,

@@ -1,6 +1,6 @@
 //! Golden models from disk, and sequences fed through a decoder in every way a scheduler might.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use garrick::kv::BLOCK_TOKENS;
 use garrick::model::TokenId;
@@ -85,8 +85,12 @@ pub struct Model<O: Ops> {
 pub const NUM_BLOCKS: usize = 64;
 
 impl<O: Ops> Model<O> {
-    pub fn load(mut ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
-        let ModelSource { spec, tensors, .. } = source::open(&folder(name), max_model_len, &mut |_, _| ()).unwrap();
+    pub fn load(ops: O, name: &str, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
+        Self::open(ops, &folder(name), dtype, max_model_len)
+    }
+
+    pub fn open(mut ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>) -> Self {
+        let ModelSource { spec, tensors, .. } = source::open(path, max_model_len, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &spec, &tensors, &mut |_, _| ()).unwrap();
         ops.allocate_kv(&spec, dtype, NUM_BLOCKS).expect("memory for KV");
         Self { ops, decoder, vocab: spec.vocab_size }

@@ -30,6 +30,7 @@ mod cuda;
 mod executor;
 mod harness;
 mod naive;
+mod quantised;
 mod routed;
 
 use garrick::exec::cpu::{Compute, CpuOps, CpuOptions, Isa};

@@ -38,15 +38,25 @@ impl Naive {
 
     /// One head's numbers as the cache gives them back.
     fn stored(&self, head: &[f32]) -> Vec<f32> {
-        let step = head.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        let largest = head.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let (step, scale) = (largest / 127.0, largest / 448.0);
         let stored = |x: &f32| match self.dtype {
             KvDtype::F32 => *x,
             KvDtype::Bf16 => half::bf16::from_f32(*x).to_f32(),
             KvDtype::Int8 if step == 0.0 => 0.0,
             KvDtype::Int8 => (x / step).round_ties_even() * step,
+            KvDtype::Fp8 if scale == 0.0 => 0.0,
+            KvDtype::Fp8 => nearest_e4m3(x / scale) * scale,
         };
         head.iter().map(stored).collect()
     }
+}
+
+/// To the nearest number of FP8 E4M3, ties to even: three bits behind the first one, 2^-6 the smallest with all of them.
+fn nearest_e4m3(x: f32) -> f32 {
+    let exponent = x.abs().max(2f32.powi(-6)).log2().floor() as i32;
+    let step = 2f32.powi(exponent - 3);
+    (x / step).round_ties_even() * step
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -211,13 +211,13 @@ mod cuda {
     /// By the plain kernel, as its heads are small.
     #[test]
     fn gemma2() {
-        check("gemma2", &[KvDtype::F32, KvDtype::Int8]);
+        check("gemma2", &[KvDtype::F32, KvDtype::Int8, KvDtype::Fp8]);
     }
 
     /// By the tiles.
     #[test]
     fn llama_yarn_head64() {
-        check("llama-yarn-head64", &[KvDtype::Bf16, KvDtype::Int8]);
+        check("llama-yarn-head64", &[KvDtype::Bf16, KvDtype::Int8, KvDtype::Fp8]);
     }
 
     #[test]

@@ -11,11 +11,11 @@ fn help_names_every_command() {
     let help = garrick(dir.path(), &["--help"]);
     assert_eq!(help.code, Some(0));
     for word in
-        ["serve", "check", "chat", "render", "keys", "bench", "load", "--model", "--listen", "--set", "64", "GARRICK__"]
+        ["serve", "check", "chat", "render", "keys", "kernels", "bench", "load", "--model", "--set", "64", "GARRICK__"]
     {
         assert!(help.stdout.contains(word), "{word}: {}", help.stdout);
     }
-    for command in ["serve", "check", "chat", "render", "keys", "bench", "load"] {
+    for command in ["serve", "check", "chat", "render", "keys", "kernels", "bench", "load"] {
         assert_eq!(garrick(dir.path(), &[command, "--help"]).code, Some(0), "{command}");
     }
     assert!(garrick(dir.path(), &["--version"]).stdout.starts_with("garrick "));
@@ -36,6 +36,64 @@ fn check_says_what_would_run() {
     assert_eq!(garrick(dir.path(), &["check", "--model", "missing"]).code, Some(66));
     assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--listen", "0.0.0.0:1"]).code, Some(64));
     assert_eq!(garrick(dir.path(), &["check", "--model", "fake", "--set", "kv.dtype=f8"]).code, Some(64));
+}
+
+#[test]
+fn check_says_where_the_libraries_of_cuda_are() {
+    let dir = tempdir().expect("a folder");
+    let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/target/kernels/stand-in");
+    let place = format!("engine.cuda_libraries={stand_in}");
+    let done = garrick(dir.path(), &["check", "--cuda", "--model", "fake", "--set", &place]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    for name in ["cuBLASLt", "NVRTC", "NCCL"] {
+        let line = done.stdout.lines().find(|line| line.starts_with("cuda    ") && line.contains(name));
+        let line = line.unwrap_or_else(|| panic!("no line on {name}: {}", done.stdout));
+        assert!(line.contains(", in ") || line.contains("pip install"), "{line}");
+    }
+    if std::path::Path::new(stand_in).exists() {
+        let expected = format!("cuda    cuBLASLt 13.0.2, in {stand_in}/libcublasLt.so.13 (");
+        assert!(done.stdout.contains(&expected), "{}", done.stdout);
+    }
+}
+
+#[test]
+fn kernels_are_built_by_a_toolkit_and_kept() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempdir().expect("a folder");
+    let nvcc = dir.path().join("nvcc");
+    // Stands in for a toolkit's: the same arguments, and an ELF file's first bytes.
+    let script = "#!/bin/sh\n[ \"$1\" != --version ] || { echo 'Cuda compilation tools, release 13.9, V13.9.1'; exit 0; }\n\
+                  while [ $# -gt 1 ]; do [ \"$1\" != -o ] || out=$2; last=$2; shift; done\n\
+                  [ -f \"$last\" ] && printf '\\177ELF' >\"$out\"\n";
+    std::fs::write(&nvcc, script).expect("a script");
+    std::fs::set_permissions(&nvcc, std::fs::Permissions::from_mode(0o755)).expect("a program");
+    let out = dir.path().join("built");
+    let (nvcc, folder) = (nvcc.to_str().expect("a name"), out.to_str().expect("a name"));
+    let build = |more: &[&str]| garrick(dir.path(), &[&["kernels", "build", "--out", folder], more].concat());
+    let done = build(&["--chip", "sm_103a", "--chip", "sm_110a", "--nvcc", nvcc]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stdout.contains("sm_103a: ") && done.stdout.contains("engine.cuda_kernels="), "{}", done.stdout);
+    let mut entries: Vec<_> = std::fs::read_dir(&out).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+    entries.sort_by_key(|path| path.to_string_lossy().rsplit('-').next().map(str::to_owned));
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    let manifest = std::fs::read_to_string(entries[0].join("MANIFEST")).expect("a manifest");
+    assert!(manifest.contains("compiler nvcc 13.9, V13.9.1 -std=c++17 -O3\n"), "{manifest}");
+    assert_eq!(std::fs::read(entries[0].join("gemm.cubin")).expect("a cubin"), b"\x7fELF");
+
+    assert_eq!(build(&["--chip", "sm_75"]).code, Some(64));
+    let absent = build(&["--chip", "sm_90a", "--nvcc", "/nowhere/nvcc"]);
+    assert_eq!(absent.code, Some(69), "{absent:?}");
+    assert!(absent.stderr.contains("/nowhere/nvcc does not start"), "{}", absent.stderr);
+}
+
+#[test]
+fn what_only_gpus_keep_is_refused_on_the_cpu_by_name() {
+    let dir = tempdir().expect("a folder");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    let refused =
+        garrick(dir.path(), &["check", "--model", model, "--set", "engine.device=cpu", "--set", "kv.dtype=fp8"]);
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.stderr.contains("kv.dtype is fp8") && refused.stderr.contains("bf16 or int8"), "{refused:?}");
 }
 
 /// What is in force, not what was asked for.

@@ -2,6 +2,7 @@
 
 mod clock;
 mod connections;
+mod devices;
 // Without debug assertions there are no fault points.
 #[cfg(debug_assertions)]
 mod panics;

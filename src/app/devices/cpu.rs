@@ -20,7 +20,7 @@ const MEMORY_SHARE: f64 = 0.5;
 
 pub fn open(config: &Config, source: &ModelSource, progress: Progress) -> Result<Lanes, EngineError> {
     let (isa, compute, weights) = (isa(config), compute(config), weights(config));
-    let dtype = kv_dtype(config, source);
+    let dtype = kv_dtype(config, source)?;
     let block_bytes = cpu::kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
 
     let lanes = config.engine.lanes;
@@ -89,7 +89,8 @@ fn compute(config: &Config) -> Compute {
     }
 }
 
-fn weights(config: &Config) -> Option<Format> {
+/// `None`: as the file has them.
+pub fn weights(config: &Config) -> Option<Format> {
     match config.engine.weights {
         WeightsChoice::Auto => None,
         WeightsChoice::F32 => Some(Format::F32),
@@ -127,14 +128,15 @@ pub fn num_blocks(config: &Config, block_bytes: usize, max_model_len: usize) -> 
 
 /// `auto` keeps the KV cache in 16 bits when the weights are, or activations are rounded anyway; quantised weights stand
 /// for float32 numbers.
-fn kv_dtype(config: &Config, source: &ModelSource) -> KvDtype {
+fn kv_dtype(config: &Config, source: &ModelSource) -> Result<KvDtype, EngineError> {
     let is_wide = |dtype: Dtype| dtype == Dtype::F32 || dtype.is_quantised();
     let weights_are_wide = || source.tensors.values().any(|t| t.shape.len() > 1 && is_wide(t.dtype));
-    match config.kv.dtype {
+    Ok(match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Bf16 => KvDtype::Bf16,
         KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Fp8 => return Err(EngineError::KvOnCpu),
         KvChoice::Auto if config.engine.compute == ComputeChoice::F32 && weights_are_wide() => KvDtype::F32,
         KvChoice::Auto => KvDtype::Bf16,
-    }
+    })
 }

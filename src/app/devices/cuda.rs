@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
-use super::Lanes;
+use super::{Lanes, cpu};
 use crate::base::config::{Compute, Config, KvDtype as KvChoice, Speculative, Weights};
 use crate::exec::Executor;
-use crate::exec::cuda::device::{Gpu, open_gpu};
-use crate::exec::cuda::{CudaOps, Limits, kv_bytes_per_block};
+use crate::exec::cuda::device::libraries::{Missing, Places, Wanted};
+use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu_with};
+use crate::exec::cuda::kernels::KernelOptions;
+use crate::exec::cuda::{CudaOps, Limits, Stored, kv_bytes_per_block};
 use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
 use crate::model::ops::KvDtype;
@@ -25,13 +27,19 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let block_bytes = kv_bytes_per_block(&source.spec, dtype).ok_or(EngineError::KvShape)?;
     let mut opened = Vec::with_capacity(used.len());
     let mut fewest_blocks = usize::MAX;
+    let mut weights = String::new();
+    let mut warnings = obstacles(config);
+    let kernels = kernel_options(config);
     for (index, gpu) in used.iter().enumerate() {
         // Lane i is on GPU i, modulo their number.
         let own_lanes = (index..lanes).step_by(used.len()).count();
-        let mut on_load = |done, total| progress("loading weights", done, total);
+        let mut device = open_gpu_with(gpu, &kernels, &mut |done, total| progress("compiling kernels", done, total))?;
+        let products = products(config, &mut device, &mut warnings);
         let graph_rows = if config.engine.cuda_graphs { config.scheduler.max_running } else { 0 };
-        let mut first = CudaOps::new(Arc::new(open_gpu(gpu)?)).with_graphs(graph_rows);
+        let mut first = CudaOps::new(Arc::new(device)).with_weights(cpu::weights(config)).with_graphs(graph_rows);
+        let mut on_load = |done, total| progress("loading weights", done, total);
         let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
+        weights = describe_weights(first.stored());
         let mut own = vec![(first, decoder)];
         for _ in 1..own_lanes {
             let mut ops = own[0].0.fork();
@@ -47,29 +55,74 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         };
         let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, memory.free as u64, demand);
         fewest_blocks = fewest_blocks.min(blocks.map_err(|e| memory.exceeded(&e))?);
-        opened.push((own, memory));
+        opened.push((own, memory, products));
     }
+    let weights =
+        describe_memory(&weights, &opened.iter().map(|(_, memory, _)| memory.activations).collect::<Vec<_>>());
     let mut boxed = Vec::with_capacity(lanes);
-    let (mut weight_bytes, mut activation_bytes) = (0, 0);
-    for (own, memory) in opened {
-        weight_bytes += memory.weights;
-        activation_bytes += memory.activations;
+    for (own, memory, products) in opened {
         let kv_mib = (fewest_blocks * block_bytes * own.len()) >> 20;
         for (ops, decoder) in own {
-            let device = format!("cuda:{} ({})", memory.gpu.ordinal, memory.gpu.name);
+            let device = format!("cuda:{} ({}, products by {products})", memory.gpu.ordinal, memory.gpu.name);
             let executor = ModelExecutor::new(ops, decoder, device, dtype, fewest_blocks);
             let executor =
                 executor.map_err(|e| memory.exceeded(&format!("{e}; the KV cache is to have {kv_mib} MiB")))?;
             boxed.push(Box::new(executor) as Box<dyn Executor>);
         }
     }
-    let weights = format!(
-        "bf16, {} MiB on {} GPU(s), computed in bf16 (activations: {} MiB)",
-        weight_bytes >> 20,
-        used.len(),
-        activation_bytes >> 20
-    );
-    Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings: obstacles(config) })
+    Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings })
+}
+
+/// The weights of each GPU, and what activations take on all of them.
+fn describe_memory(weights: &str, activations: &[usize]) -> String {
+    let each = match activations.len() {
+        1 => String::new(),
+        count => format!(" on each of {count} GPUs"),
+    };
+    format!("{weights}{each}; activations {} MiB", activations.iter().sum::<usize>() >> 20)
+}
+
+/// Where kernels come from.
+pub fn kernel_options(config: &Config) -> KernelOptions {
+    KernelOptions {
+        libraries: Places::new(config.engine.cuda_libraries.as_deref()),
+        folder: config.engine.cuda_kernels.as_ref().map(Into::into),
+    }
+}
+
+/// Has products done as configured, as far as it can be. Says by what.
+fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>) -> String {
+    const OWN: &str = "own kernels";
+    if config.engine.batch_invariant {
+        return OWN.into();
+    }
+    let opened = match Places::new(config.engine.cuda_libraries.as_deref()).open(Wanted::CublasLt) {
+        Ok(opened) => opened,
+        Err(missing) => {
+            match missing {
+                Missing::NotFound { .. } => tracing::info!("products are by own kernels: {missing}"),
+                Missing::Unusable { .. } => warnings.push(format!("products are by own kernels: {missing}")),
+            }
+            return OWN.into();
+        }
+    };
+    let path = opened.path.display();
+    match device.use_cublaslt(&opened) {
+        Ok(about) => {
+            tracing::info!("products are by {about} ({path})");
+            about
+        }
+        Err(reason) => {
+            warnings.push(format!("products are by own kernels: {path} does not start: {reason}"));
+            OWN.into()
+        }
+    }
+}
+
+/// As "q4_k, 942 MiB, computed in bf16", for every format that there is.
+fn describe_weights(stored: &[Stored]) -> String {
+    let one = |s: &Stored| format!("{}, {} MiB, computed in bf16", s.format, s.bytes >> 20);
+    stored.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// How a GPU's memory is used, in bytes.
@@ -130,6 +183,7 @@ fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
         KvChoice::F32 => KvDtype::F32,
         KvChoice::Int8 => KvDtype::Int8,
+        KvChoice::Fp8 => KvDtype::Fp8,
         KvChoice::Bf16 | KvChoice::Auto => KvDtype::Bf16,
     }
 }
@@ -137,8 +191,8 @@ fn kv_dtype(config: &Config) -> KvDtype {
 /// What was asked for and is the CPU's alone.
 fn obstacles(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    if !matches!(config.engine.weights, Weights::Auto | Weights::Bf16) {
-        warnings.push("engine.weights applies to the CPU only: on GPUs weights are bf16".to_owned());
+    if matches!(config.engine.weights, Weights::F32 | Weights::F16) {
+        warnings.push("engine.weights of f32 and f16 are the CPU's: on GPUs weights are bf16".to_owned());
     }
     if config.engine.compute == Compute::Int8 {
         warnings.push("engine.compute=int8 applies to the CPU only: GPUs compute in bf16".to_owned());
@@ -150,6 +204,7 @@ fn obstacles(config: &Config) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::base::config::{Engine, Kv};
+    use crate::exec::format::Format;
 
     #[test]
     fn an_explicit_size_is_for_the_lanes_of_all_gpus() {
@@ -164,6 +219,8 @@ mod tests {
             memory::blocks_per_lane(&config.kv, MEMORY_SHARE, 80_000, demand)
         };
         // Two lanes on each of two GPUs: 10 blocks each; of a GPU's own memory, half of its 72.
+        assert_eq!(describe_memory("bf16", &[3 << 20, 4 << 20]), "bf16 on each of 2 GPUs; activations 7 MiB");
+        assert_eq!(describe_memory("bf16", &[3 << 20]), "bf16; activations 3 MiB");
         assert_eq!((blocks(config(Some(40_000))), blocks(config(None))), (Ok(10), Ok(36)));
     }
 
@@ -176,12 +233,31 @@ mod tests {
             capability: (8, 9),
             total_bytes: mib(23_000),
             free_bytes: mib(22_500),
-            kernels: "sm_89",
+            kernels: "sm_89".into(),
+            is_prebuilt: true,
         };
         let usage = Usage { gpu: &gpu, weights: mib(16_001), activations: mib(702), free: mib(5_803) };
         let message = usage.exceeded(&"no 9000 MiB left").to_string();
         for part in ["cuda:1 (NVIDIA L4): no 9000 MiB left.", "23000 MiB", "16001", "702", "5803 are left"] {
             assert!(message.contains(part), "{part} in {message}");
         }
+    }
+
+    #[test]
+    fn every_format_is_named_and_only_what_does_not_apply_warns() {
+        let of = |format, mib: usize| Stored { format, bytes: mib << 20 };
+        let stored = [of(Format::Int4Super, 30), of(Format::Bf16, 2)];
+        assert_eq!(describe_weights(&stored), "q4_k, 30 MiB, computed in bf16; bf16, 2 MiB, computed in bf16");
+        let warned = |weights, compute| {
+            let mut config = Config::default();
+            (config.engine.weights, config.engine.compute) = (weights, compute);
+            obstacles(&config).len()
+        };
+        for weights in
+            [Weights::Auto, Weights::Bf16, Weights::Int8, Weights::Int4, Weights::Int4Of32, Weights::Int4Of128]
+        {
+            assert_eq!(warned(weights, Compute::F32), 0, "{weights:?}");
+        }
+        assert_eq!((warned(Weights::F32, Compute::F32), warned(Weights::F16, Compute::Int8)), (1, 2));
     }
 }

@@ -1,7 +1,7 @@
 //! The devices that a model's lanes run on: GPUs where there are some, else the CPU.
 
 pub mod cpu;
-mod cuda;
+pub mod cuda;
 
 use super::engine::{EngineError, Progress};
 use crate::base::config::{Config, Device as DeviceChoice};

@@ -135,6 +135,13 @@ pub struct Engine {
     pub compute: Compute,
     /// Whether decode steps on GPUs are launched as one graph each.
     pub cuda_graphs: bool,
+    /// Whether GPUs use own kernels for every matrix product, in which no row depends on those beside it, even where there
+    /// is a faster library; on the CPU it is always so.
+    pub batch_invariant: bool,
+    /// Folders that are searched first for CUDA's libraries, separated as in PATH.
+    pub cuda_libraries: Option<String>,
+    /// A folder of kernels that were compiled on this machine, which come before the program's own.
+    pub cuda_kernels: Option<String>,
     /// A step that runs longer than this makes the server not ready, until it ends.
     pub max_step_s: u64,
 }
@@ -149,6 +156,9 @@ impl Default for Engine {
             weights: Weights::Auto,
             compute: Compute::F32,
             cuda_graphs: true,
+            batch_invariant: false,
+            cuda_libraries: None,
+            cuda_kernels: None,
             max_step_s: 30,
         }
     }
@@ -236,6 +246,8 @@ pub enum KvDtype {
     F32,
     Bf16,
     Int8,
+    /// On GPUs only.
+    Fp8,
 }
 
 /// Batching.

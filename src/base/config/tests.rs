@@ -78,6 +78,9 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.weights", "int8"),
     ("engine.compute", "bf16"),
     ("engine.cuda_graphs", "false"),
+    ("engine.batch_invariant", "true"),
+    ("engine.cuda_libraries", "/opt/cuda/lib:/opt/nccl"),
+    ("engine.cuda_kernels", "/var/cache/kernels"),
     ("engine.max_step_s", "5"),
     ("kv.memory", "512MiB"),
     ("kv.memory_share", "0.25"),
@@ -279,7 +282,8 @@ fn other_layers_are_named_too() {
         ),
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
-            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, cuda_graphs",
+            "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, \
+             cuda_graphs, cuda_kernels, cuda_libraries, batch_invariant",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),

@@ -95,6 +95,8 @@ pub struct LaneMetrics {
     pub draft_tokens: Counter,
     pub accepted_draft_tokens: Counter,
     pub steals: Counter,
+    pub moved_jobs: Counter,
+    pub rests: Counter,
 }
 
 /// What the supervisor and the readiness check say of a lane.
@@ -104,6 +106,7 @@ pub struct LaneHealth {
     pub ready: Gauge,
     pub restarts: Counter,
     pub given_up: Gauge,
+    pub lost: Gauge,
 }
 
 /// The process's metrics; the first call makes them.
@@ -219,6 +222,8 @@ impl Metrics {
             draft_tokens: counter(&table::DRAFT_TOKENS),
             accepted_draft_tokens: counter(&table::ACCEPTED_DRAFT_TOKENS),
             steals: counter(&table::STEALS),
+            moved_jobs: counter(&table::MOVED_JOBS),
+            rests: counter(&table::LANE_RESTS),
         }
     }
 
@@ -234,6 +239,7 @@ impl Metrics {
             ready: self.registry.gauge(&table::LANE_READY, &[lane]),
             restarts: self.registry.counter(&table::LANE_RESTARTS, &[lane]),
             given_up: self.registry.gauge(&table::LANE_GIVEN_UP, &[lane]),
+            lost: self.registry.gauge(&table::LANE_LOST, &[lane]),
         }
     }
 

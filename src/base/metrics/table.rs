@@ -120,6 +120,7 @@ table! {
     DRAFT_TOKENS Counter, "garrick_draft_tokens_total", ["lane"], "Tokens guessed.";
     ACCEPTED_DRAFT_TOKENS Counter, "garrick_accepted_draft_tokens_total", ["lane"], "Of those, tokens that were then drawn: each saved a sequence a step.";
     STEALS Counter, "garrick_steals_total", ["lane"], "Waiting jobs that a lane took from another.";
+    MOVED_JOBS Counter, "garrick_moved_jobs_total", ["lane"], "Jobs that left a lane because its device failed, and went on in another.";
     LANE_DEVICE Gauge, "garrick_lane_device_info", ["lane" "device"], "1, with what a lane runs on.";
     LANE_READY Gauge, "garrick_lane_ready", ["lane"], "Whether a lane answers, has its executor and makes progress: 1 or 0.";
     PANICS Counter, "garrick_panics_total", [], "Panics, wherever they were caught: each is a defect, and in the log.";
@@ -127,6 +128,8 @@ table! {
     RESTARTS Counter, "garrick_actor_restarts_total", ["actor"], "Long-lived actors that died and were started again.";
     LANE_RESTARTS Counter, "garrick_lane_restarts_total", ["lane"], "Times a lane's scheduler died and was built again.";
     LANE_GIVEN_UP Gauge, "garrick_lane_given_up", ["lane"], "1 when a lane died too often and is not built again.";
+    LANE_RESTS Counter, "garrick_lane_rests_total", ["lane"], "Times a device failed a step and its lane began again after a rest.";
+    LANE_LOST Gauge, "garrick_lane_lost", ["lane"], "1 when a lane's device is lost: it runs no more steps.";
 
     STREAMS_OPEN Gauge, "garrick_streams_open", [], "Streams being sent.";
     STREAM_STALLS Counter, "garrick_stream_stalls_total", [], "Streams cut because their reader took nothing.";

@@ -24,7 +24,10 @@ const SCALE_BYTES: usize = 4 * BLOCK_TOKENS;
 /// The largest byte; the smallest is its negative.
 const MAX_BYTE: f32 = 127.0;
 
-/// K and V bytes of one block in all layers; `None` where no address space could hold it.
+/// What is said to who asks for it all the same.
+pub const NO_FP8: &str = "the CPU keeps no K and V in fp8; use f32, bf16 or int8";
+
+/// K and V bytes of one block in all layers; `None` where no address space could hold it, and for fp8.
 pub fn kv_bytes_per_block(spec: &Spec, dtype: KvDtype) -> Option<usize> {
     tile_bytes(spec.head_dim, dtype)?.checked_mul(2)?.checked_mul(pairs_per_block(spec)?)
 }
@@ -43,6 +46,7 @@ pub fn padded(head_dim: usize) -> usize {
 fn tile_bytes(head_dim: usize, dtype: KvDtype) -> Option<usize> {
     let values = head_dim.checked_next_multiple_of(MAX_WIDTH)?.checked_mul(BLOCK_TOKENS)?;
     match dtype {
+        KvDtype::Fp8 => None,
         KvDtype::F32 => values.checked_mul(4),
         KvDtype::Bf16 => values.checked_mul(2),
         KvDtype::Int8 => values.checked_add(SCALE_BYTES),
@@ -207,6 +211,7 @@ impl Kernel for Store<'_> {
                         *v_tile.add(scales).cast::<f32>().add(token + 1) = 0.0;
                     }
                 }
+                KvDtype::Fp8 => unreachable!("{NO_FP8}"),
             }
         }
     }

@@ -33,7 +33,7 @@ use self::gemm::{Multiplier, Product};
 pub use self::isa::Isa;
 use self::kv::KvCache;
 pub use self::kv::kv_bytes_per_block;
-pub use self::matrix::{CpuMatrix, Format};
+pub use self::matrix::CpuMatrix;
 use self::memory::Scratch;
 pub use self::memory::give_back_free;
 use self::moe::{Experts, MoeBuffers};
@@ -46,6 +46,7 @@ pub use self::rows::CpuRows;
 use self::rows::{Gated, RmsNorm, SoftCap, for_each_row};
 pub use self::step::CpuStep;
 pub use self::stored::Stored;
+pub use crate::exec::format::Format;
 use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
@@ -138,21 +139,6 @@ impl CpuOps {
     }
 }
 
-/// The format of a matrix where this one was asked for; `None`: as the file has it. A router is never rounded to integers,
-/// since a small error sends a token elsewhere. An embedding or head has eight bits at least: every token passes it, and
-/// in a large model it is little of the whole.
-fn spared(role: Role, format: Format, parts: &[Tensor]) -> Option<Format> {
-    let kind = format.kind();
-    match role {
-        Role::Router if kind.is_some() => None,
-        Role::Embedding | Role::Head if kind.is_some_and(|kind| kind.bits < 8) => {
-            // What the file has rounded already is as small.
-            if parts.iter().all(|part| part.dtype.is_quantised()) { None } else { Some(Format::Int8) }
-        }
-        _ => Some(format),
-    }
-}
-
 const NO_KV: &str = "allocate_kv comes before the first step";
 
 impl Ops for CpuOps {
@@ -164,7 +150,7 @@ impl Ops for CpuOps {
     type Step = CpuStep;
 
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> CpuMatrix {
-        let matrix = CpuMatrix::new(self.isa, parts, self.weights.and_then(|format| spared(role, format, parts)));
+        let matrix = CpuMatrix::new(self.isa, parts, self.weights.and_then(|format| format.spared(role, parts)));
         Stored::add(&mut self.stored, &matrix, self.multiplier.compute, self.isa);
         matrix
     }
@@ -190,6 +176,9 @@ impl Ops for CpuOps {
     }
 
     fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
+        if dtype == KvDtype::Fp8 {
+            return Err(DeviceError::Failed(kv::NO_FP8.into()));
+        }
         Ok(self.kv.insert(KvCache::new(spec, dtype, num_blocks)).bytes())
     }
 

@@ -1,10 +1,8 @@
 //! What a device's weights are in memory, and what its products make of them.
 
-use std::fmt;
-
 use super::gemm::Compute;
 use super::isa::Isa;
-use super::matrix::{CpuMatrix, Format, GROUP};
+use super::matrix::{CpuMatrix, Format};
 
 /// All matrices of one format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,25 +33,6 @@ impl Stored {
             Compute::Bf16 if self.format == Format::Bf16 => Some(format!("{isa} has no bfloat16 dot product")),
             Compute::Bf16 => Some("it is for bf16 weights, which engine.weights=bf16 makes".into()),
             Compute::Int8 => Some("it is for quantised weights, which engine.weights=int8 makes".into()),
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Format::F32 => f.write_str("f32"),
-            Format::F16 => f.write_str("f16"),
-            Format::Bf16 => f.write_str("bf16"),
-            Format::Int8 => f.write_str("int8"),
-            Format::Int4 => f.write_str("q4_0"),
-            Format::Int4Min(1) => f.write_str("int4"),
-            Format::Int4Min(groups) => write!(f, "int4 in groups of {}", groups * GROUP),
-            Format::Int5 => f.write_str("q5_0"),
-            Format::Int5Min => f.write_str("q5_1"),
-            Format::Int4Super => f.write_str("q4_k"),
-            Format::Int5Super => f.write_str("q5_k"),
-            Format::Int6Super => f.write_str("q6_k"),
         }
     }
 }

@@ -61,7 +61,7 @@ fn block_bytes(spec: &Spec, dtype: KvDtype) -> (usize, usize) {
     match dtype {
         KvDtype::F32 => (tokens * spec.head_dim * 4, 0),
         KvDtype::Bf16 => (tokens * spec.head_dim * 2, 0),
-        KvDtype::Int8 => (tokens * spec.head_dim, tokens * 4),
+        KvDtype::Int8 | KvDtype::Fp8 => (tokens * spec.head_dim, tokens * 4),
     }
 }
 

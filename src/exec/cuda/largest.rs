@@ -30,9 +30,7 @@ impl CudaOps {
         let spec = decoder.spec().clone();
         self.allocate_kv(&spec, dtype, limits.batch_tokens.div_ceil(BLOCK_TOKENS))?;
         for batch in largest(&spec, limits) {
-            if let Some(logits) = decoder.start(self, &batch) {
-                self.argmax(logits)?;
-            }
+            decoder.start(self, &batch);
             self.finish()?;
         }
         self.kv = None;
@@ -137,11 +135,7 @@ mod tests {
             let num_rows = batch.tokens.len() as u32;
             batch.logit_rows = (num_rows - num_logits..num_rows).collect();
             for _ in 0..3 {
-                if let Some(logits) = decoder.start(&mut ops, &batch) {
-                    ops.argmax(logits).unwrap();
-                    ops.read(logits).unwrap();
-                }
-                ops.finish().unwrap();
+                decoder.forward(&mut ops, &batch).unwrap();
             }
             assert_eq!(device.allocations(), before, "{name}: {spans:?} with {num_logits} logits");
         }

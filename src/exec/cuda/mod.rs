@@ -8,11 +8,14 @@
 //! states it, and the choice between them never changes a row's bits.
 //!
 //! The residual stream, logits and sums are float32; what matrix products take and give, K and V, and weights are bfloat16
-//! (but see [`KvDtype`]).
+//! (but see [`KvDtype`]), or weights are quantised.
 
 mod attention;
+mod builds;
+pub mod compile;
 pub mod device;
 mod graphs;
+pub mod kernels;
 mod kv;
 mod largest;
 mod launch;
@@ -21,7 +24,10 @@ mod module;
 mod moe;
 mod ops;
 mod product;
+mod quant;
 mod rows;
+mod sampling;
+mod sources;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -41,9 +47,10 @@ pub use self::moe::CudaExperts;
 use self::moe::MoeBuffers;
 pub use self::rows::CudaRows;
 use self::rows::Element;
+use self::sampling::Sampling;
 pub use self::step::CudaStep;
-pub use self::weights::{CudaMatrix, CudaRope, CudaVector};
-use crate::model::TokenId;
+pub use self::weights::{CudaMatrix, CudaRope, CudaVector, Stored};
+use super::format::Format;
 use crate::model::ops::DeviceError;
 
 /// Values that one block of a grid goes through in an operation on single values.
@@ -56,16 +63,15 @@ pub struct CudaOps {
     device: Arc<dyn Device>,
     kv: Option<CudaKv>,
     error: Option<DeviceError>,
+    /// `None`: as the checkpoint has them.
+    weights: Option<Format>,
+    stored: Vec<Stored>,
     /// Float32 rows that a product wants in bfloat16.
     rounded: Scratch,
     records: Records,
     moe: MoeBuffers,
     graphs: Graphs,
-    /// The best tokens, on the device and here.
-    best: Scratch,
-    /// Rows whose best tokens are on the device already: a decode step's.
-    num_best: Option<usize>,
-    tokens: Vec<TokenId>,
+    sampling: Sampling,
     host: Vec<f32>,
 }
 
@@ -75,15 +81,26 @@ impl CudaOps {
             device,
             kv: None,
             error: None,
+            weights: None,
+            stored: Vec::new(),
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
             graphs: Graphs::default(),
-            best: Scratch::default(),
-            num_best: None,
-            tokens: Vec::new(),
+            sampling: Sampling::default(),
             host: Vec::new(),
         }
+    }
+
+    /// Weights in this format, as far as their roles allow; `None`: as the checkpoint has them. What is not quantised is
+    /// bfloat16.
+    pub fn with_weights(self, weights: Option<Format>) -> CudaOps {
+        CudaOps { weights, ..self }
+    }
+
+    /// The weights that this lane loaded, by format. Those of a [`CudaOps::fork`] were loaded by another.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
     }
 
     /// Another lane on the same device, with an order of launches, KV memory and activations of its own.

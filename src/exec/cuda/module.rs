@@ -1,4 +1,4 @@
-//! The kernels as machine code: those that were built beforehand, one archive for each chip.
+//! The kernels as machine code: those that were built beforehand, one archive for each chip, and chips' names.
 //!
 //! `scripts/check-kernels.sh prebuilt` makes the archives and `kernels/prebuilt/MANIFEST`; CI compares both with the sources.
 
@@ -35,6 +35,9 @@ static ARCHIVES: [Archive; 6] = archives! {
     12, 0, false, "sm_120";
 };
 
+/// What the kernels are written for.
+pub const OLDEST: (i32, i32) = (8, 0);
+
 /// More than any archive holds, unpacked.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -50,9 +53,19 @@ pub fn prebuilt(capability: (i32, i32)) -> Result<Vec<Cubin>, DeviceError> {
         .map_err(|e| DeviceError::Lost(format!("the kernels in this program are damaged: {e}")))
 }
 
-/// The chip that its kernels were built for, as `sm_90a`.
-pub fn name(capability: (i32, i32)) -> Result<&'static str, DeviceError> {
-    archive(capability).map(|archive| archive.name)
+/// The chip that its kernels are built for, as `sm_90a`, and whether they are in the program.
+pub fn name(capability: (i32, i32)) -> (String, bool) {
+    match archive(capability) {
+        Ok(archive) => (archive.name.to_owned(), true),
+        Err(_) => (chips(capability)[0].clone(), false),
+    }
+}
+
+/// Names of what runs on a chip of this capability, as compilers call it; the first is what to compile for.
+pub fn chips((major, minor): (i32, i32)) -> Vec<String> {
+    // From 9.0 on, some of what a chip can do is under a name for it alone (a), or for its family (f).
+    let names: &[&str] = if major >= 9 { &["a", "f", ""] } else { &[""] };
+    names.iter().map(|suffix| format!("sm_{major}{minor}{suffix}")).collect()
 }
 
 fn archive((major, minor): (i32, i32)) -> Result<&'static Archive, DeviceError> {
@@ -63,7 +76,9 @@ fn archive((major, minor): (i32, i32)) -> Result<&'static Archive, DeviceError> 
     };
     ARCHIVES.iter().rfind(fits).ok_or_else(|| {
         let known = ARCHIVES.each_ref().map(|a| format!("{}.{}", a.capability.0, a.capability.1)).join(", ");
-        DeviceError::Lost(format!("there are no kernels for compute capability {major}.{minor}, only for {known}"))
+        DeviceError::Lost(format!(
+            "this program has no kernels for compute capability {major}.{minor}, only for {known}"
+        ))
     })
 }
 
@@ -97,6 +112,13 @@ mod tests {
         let first = files(&ARCHIVES[0]);
         assert!(first.contains("attention_decode.cubin"), "{first:?}");
         assert!(ARCHIVES.iter().all(|archive| files(archive) == first));
+    }
+
+    #[test]
+    fn chips_are_called_as_compilers_call_them() {
+        assert_eq!(chips((8, 7)), ["sm_87"]);
+        assert_eq!(chips((10, 3)), ["sm_103a", "sm_103f", "sm_103"]);
+        assert_eq!((name((8, 7)), name((10, 3))), (("sm_86".to_owned(), true), ("sm_103a".to_owned(), false)));
     }
 
     #[test]

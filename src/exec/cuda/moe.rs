@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::device::{Address, Device};
 use super::launch::Launch;
 use super::memory::{Buffer, Scratch};
-use super::product::{FEW, SOME};
+use super::product::{FEW, SOME, Tile, quant_tiles};
+use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
-use super::weights::CudaMatrix;
+use super::weights::{CudaMatrix, Section};
 use super::{CudaOps, chunks};
 use crate::model::ops::{DeviceError, MoeWeights, Ops};
 use crate::model::spec::{Activation, MoeSpec};
@@ -24,26 +25,34 @@ const ROUTER_ROWS: usize = 8;
 /// One matrix of each expert of a layer, and where they are.
 pub struct CudaExperts {
     matrices: Vec<CudaMatrix>,
-    /// Addresses; `None` where loading failed.
-    table: Option<Buffer>,
+    /// Addresses, for each section of a matrix; none where loading failed.
+    tables: Vec<Buffer>,
 }
 
 impl CudaExperts {
-    pub fn table(device: &Arc<dyn Device>, matrices: &[CudaMatrix]) -> Result<Buffer, DeviceError> {
+    pub fn tables(device: &Arc<dyn Device>, matrices: &[CudaMatrix]) -> Result<Vec<Buffer>, DeviceError> {
         if matrices.len() > MAX_EXPERTS {
             let message = format!("{} experts in a layer; on CUDA at most {MAX_EXPERTS} are possible", matrices.len());
             return Err(DeviceError::Failed(message));
         }
-        let addresses: Vec<Address> = matrices.iter().map(CudaMatrix::address).collect();
-        Buffer::of(device, &addresses)
+        let sections = matrices.first().map_or(&[][..], CudaMatrix::sections);
+        let is_like = |matrix: &CudaMatrix| {
+            let own = matrix.sections();
+            own.len() == sections.len() && own.iter().zip(sections).all(|(a, b)| a.is_like(b))
+        };
+        if !matrices.iter().all(is_like) {
+            let message = "a layer's experts are quantised differently, which CUDA cannot multiply: set engine.weights";
+            return Err(DeviceError::Failed(message.into()));
+        }
+        let table = |section: usize| {
+            let addresses: Vec<Address> = matrices.iter().map(|m| m.sections()[section].address()).collect();
+            Buffer::of(device, &addresses)
+        };
+        (0..sections.len()).map(table).collect()
     }
 
-    pub fn new(matrices: Vec<CudaMatrix>, table: Option<Buffer>) -> CudaExperts {
-        CudaExperts { matrices, table }
-    }
-
-    fn address(&self) -> Address {
-        self.table.as_ref().map_or(0, Buffer::address)
+    pub fn new(matrices: Vec<CudaMatrix>, tables: Vec<Buffer>) -> CudaExperts {
+        CudaExperts { matrices, tables }
     }
 }
 
@@ -70,12 +79,35 @@ pub struct MoeBuffers {
     outputs: CudaRows,
 }
 
-/// One product of all experts, by a kernel for few rows or one for more.
+/// One product of all experts: of gathered rows, or scattered to entries.
 struct Product<'a> {
-    kernels: [&'static str; 2],
+    gathers: bool,
     out: Address,
     x: Address,
     experts: &'a CudaExperts,
+}
+
+impl Product<'_> {
+    /// The kernel for few rows, or for more.
+    fn kernel(&self, section: &Section, rows: usize) -> (&'static str, Tile) {
+        let is_few = rows <= FEW.rows;
+        let Some(packing) = section.packing else {
+            return match (self.gathers, is_few) {
+                (true, true) => ("moe_gather_gemm_m16", FEW),
+                (true, false) => ("moe_gather_gemm_m64", SOME),
+                (false, true) => ("moe_scatter_gemm_m16", FEW),
+                (false, false) => ("moe_scatter_gemm_m64", SOME),
+            };
+        };
+        let numbers = packing.numbers;
+        let [few, some, _] = quant_tiles(numbers);
+        match (self.gathers, is_few) {
+            (true, true) => (kernel_of!("moe_gather_gemm_", numbers, "_m16"), few),
+            (true, false) => (kernel_of!("moe_gather_gemm_", numbers, "_m64"), some),
+            (false, true) => (kernel_of!("moe_scatter_gemm_", numbers, "_m16"), few),
+            (false, false) => (kernel_of!("moe_scatter_gemm_", numbers, "_m64"), some),
+        }
+    }
 }
 
 /// The experts of one layer.
@@ -100,17 +132,12 @@ impl Experts<'_> {
         self.route(ops, room, rows)?;
         let from = ops.as_bf16(x)?;
         room.gate_up.reshape(&ops.device, entries, 2 * self.moe.intermediate_size, Element::Bf16)?;
-        let up = Product {
-            kernels: ["moe_gather_gemm_m16", "moe_gather_gemm_m64"],
-            out: room.gate_up.address(),
-            x: from,
-            experts: &self.weights.gate_up,
-        };
+        let up = Product { gathers: true, out: room.gate_up.address(), x: from, experts: &self.weights.gate_up };
         self.multiply(ops, up, room, rows)?;
         ops.gated_activation(&room.gate_up, self.activation, &mut room.gated);
         room.outputs.reshape(&ops.device, entries, hidden, Element::Bf16)?;
         let down = Product {
-            kernels: ["moe_scatter_gemm_m16", "moe_scatter_gemm_m64"],
+            gathers: false,
             out: room.outputs.address(),
             x: room.gated.address(),
             experts: &self.weights.down,
@@ -150,27 +177,30 @@ impl Experts<'_> {
     }
 
     /// The products of all experts' entries.
-    fn multiply(
-        &self,
-        ops: &CudaOps,
-        Product { kernels: [few, some], out, x, experts }: Product,
-        room: &MoeBuffers,
-        rows: usize,
-    ) -> Result<(), DeviceError> {
+    fn multiply(&self, ops: &CudaOps, product: Product, room: &MoeBuffers, rows: usize) -> Result<(), DeviceError> {
+        let experts = product.experts;
         let CudaMatrix { rows: n, cols: k, .. } = experts.matrices[0];
-        let (kernel, tile) = if rows <= FEW.rows { (few, FEW) } else { (some, SOME) };
-        let launch = Launch::new(kernel, [rows.div_ceil(tile.rows), n.div_ceil(tile.cols), experts.matrices.len()])
-            .threads(tile.threads)
-            .shared(tile.shared_bytes)
-            .address(out)
-            .address(x)
-            .address(experts.address())
-            .address(room.order.address())
-            .address(room.offsets.address())
-            .int(self.moe.experts_per_token)
-            .int(n)
-            .int(k);
-        // SAFETY: matrices of one shape, entries below `rows * per_row`, room for each.
-        unsafe { ops.start(launch) }
+        for (section, table) in experts.matrices[0].sections().iter().zip(&experts.tables) {
+            let (kernel, tile) = product.kernel(section, rows);
+            let tiles = [rows.div_ceil(tile.rows), section.rows.div_ceil(tile.cols), experts.matrices.len()];
+            let launch = Launch::new(kernel, tiles)
+                .threads(tile.threads)
+                .shared(tile.shared_bytes)
+                .address(product.out + (section.first_row * Element::Bf16.bytes()) as u64)
+                .address(product.x)
+                .buffer(table)
+                .address(room.order.address())
+                .address(room.offsets.address())
+                .int(self.moe.experts_per_token)
+                .int(section.rows)
+                .int(k);
+            let launch = match section.packing {
+                None => launch,
+                Some(packing) => launch.int(packing.records as usize).int(n),
+            };
+            // SAFETY: matrices of one shape and in like sections, entries below `rows * per_row`, room for each.
+            unsafe { ops.start(launch)? };
+        }
+        Ok(())
     }
 }

@@ -7,11 +7,12 @@ use super::kv::CudaKv;
 use super::launch::Launch;
 use super::memory::Buffer;
 use super::moe::{CudaExperts, Experts};
+use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
-use super::{CudaOps, chunks};
-use crate::model::TokenId;
+use super::{CudaOps, chunks, sampling};
+use crate::model::draws::{Answers, Requests};
 use crate::model::ops::{Attention, Batch, Begun, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
@@ -29,7 +30,11 @@ impl Ops for CudaOps {
     type Step = CudaStep;
 
     fn load_matrix(&mut self, role: Role, parts: &[Tensor]) -> CudaMatrix {
-        self.load(|device| CudaMatrix::load(device, role, parts), CudaMatrix::missing(role, parts))
+        let (weights, mut stored) = (self.weights, std::mem::take(&mut self.stored));
+        let load = |device: &_| CudaMatrix::load(device, weights, role, parts, &mut stored);
+        let matrix = self.load(load, CudaMatrix::missing(role, parts));
+        self.stored = stored;
+        matrix
     }
 
     fn load_vector(&mut self, values: &[f32]) -> CudaVector {
@@ -41,8 +46,8 @@ impl Ops for CudaOps {
     }
 
     fn load_experts(&mut self, matrices: Vec<CudaMatrix>) -> CudaExperts {
-        let table = self.load(|device| CudaExperts::table(device, &matrices).map(Some), None);
-        CudaExperts::new(matrices, table)
+        let tables = self.load(|device| CudaExperts::tables(device, &matrices), Vec::new());
+        CudaExperts::new(matrices, tables)
     }
 
     fn new_rows(&mut self) -> CudaRows {
@@ -66,12 +71,10 @@ impl Ops for CudaOps {
     }
 
     fn prepare(&mut self, batch: &Batch, step: &mut CudaStep) {
-        self.num_best = None;
         self.run(|ops| step.set(&ops.device, batch));
     }
 
     fn begin_decode(&mut self, batch: &Batch, step: &mut CudaStep, logits: &mut CudaRows, vocab_size: usize) -> Begun {
-        self.num_best = None;
         let mut way = Way::Direct;
         match self.graphs.bucket(batch) {
             None => self.run(|ops| step.set(&ops.device, batch)),
@@ -85,7 +88,6 @@ impl Ops for CudaOps {
             return Begun::Prepared;
         }
         logits.show(step.num_batch_rows, vocab_size, Element::F32);
-        self.num_best = Some(step.num_batch_rows);
         Begun::Done
     }
 
@@ -93,7 +95,6 @@ impl Ops for CudaOps {
         if !step.is_filled() {
             return true;
         }
-        self.run(|ops| ops.find_best(logits));
         if self.graphs.is_capturing() {
             let failure = self.error.take();
             match self.graphs.end(&self.device, failure) {
@@ -103,19 +104,26 @@ impl Ops for CudaOps {
             }
         }
         logits.show(step.num_batch_rows, logits.width(), logits.element());
-        self.num_best = Some(step.num_batch_rows);
         true
     }
 
     fn embed(&mut self, step: &CudaStep, table: &CudaMatrix, scale: f32, out: &mut CudaRows) {
         self.run(|ops| {
             out.reshape(&ops.device, step.num_rows, table.cols, Element::F32)?;
-            let launch = Launch::new("embed", [out.rows(), chunks(out.width()), 1])
+            let [section] = table.sections() else { unreachable!("an embedding has one part") };
+            let kernel = match section.packing {
+                None => "embed",
+                Some(packing) => kernel_of!("embed_", packing.numbers, ""),
+            };
+            let launch = Launch::new(kernel, [out.rows(), chunks(out.width()), 1])
                 .address(out.address())
-                .address(table.address())
+                .address(section.address())
                 .address(step.tokens())
-                .float(scale)
-                .int(out.width());
+                .float(scale);
+            let launch = match section.packing {
+                None => launch.int(out.width()),
+                Some(packing) => launch.int(table.rows).int(out.width()).int(packing.records as usize),
+            };
             // SAFETY: tokens are below the table's rows, as the executor checks.
             unsafe { ops.start(launch) }
         });
@@ -162,6 +170,36 @@ impl Ops for CudaOps {
         });
     }
 
+    fn add_scaled_rms_norm(
+        &mut self,
+        x: &mut CudaRows,
+        delta: &CudaRows,
+        scale: f32,
+        weight: &CudaVector,
+        eps: f32,
+        out: &mut CudaRows,
+    ) {
+        self.run(|ops| {
+            assert!(x.rows() == delta.rows() && x.width() == delta.width(), "sum of rows of different shapes");
+            assert_eq!(x.element(), Element::F32, "sums are float32");
+            out.reshape(&ops.device, x.rows(), x.width(), Element::Bf16)?;
+            let kernel = match delta.element() {
+                Element::F32 => "add_scaled_rms_norm_f32",
+                Element::Bf16 => "add_scaled_rms_norm_bf16",
+            };
+            let launch = Launch::new(kernel, [x.rows(), 1, 1])
+                .address(x.address())
+                .address(out.address())
+                .address(delta.address())
+                .float(scale)
+                .address(weight.address())
+                .float(eps)
+                .int(x.width());
+            // SAFETY: rows of one shape, and a weight for each column.
+            unsafe { ops.start(launch) }
+        });
+    }
+
     fn matmul(&mut self, x: &CudaRows, w: &CudaMatrix, bias: Option<&CudaVector>, out: &mut CudaRows) {
         self.run(|ops| ops.multiply(x, w, bias, out));
     }
@@ -191,6 +229,7 @@ impl Ops for CudaOps {
                 KvDtype::F32 => "rotate_and_store_f32",
                 KvDtype::Bf16 => "rotate_and_store_bf16",
                 KvDtype::Int8 => "rotate_and_store_int8",
+                KvDtype::Fp8 => "rotate_and_store_fp8",
             };
             let mut launch = Launch::new(kernel, [qkv.rows(), chunks, 1]).address(qkv.address());
             for address in kv.addresses(layer) {
@@ -291,36 +330,19 @@ impl Ops for CudaOps {
         self.outcome()
     }
 
-    fn argmax<'a>(&'a mut self, logits: &'a CudaRows) -> Result<Option<&'a [TokenId]>, DeviceError> {
-        self.run(|ops| {
-            if ops.num_best != Some(logits.rows()) {
-                ops.find_best(logits)?;
-            }
-            ops.tokens.resize(logits.rows(), 0);
-            ops.best.reserve(&ops.device, 4 * logits.rows())?.read(&mut ops.tokens)
-        });
-        self.outcome()?;
-        Ok(Some(&self.tokens))
+    fn draws(&self, vocab_size: usize) -> bool {
+        vocab_size <= sampling::MAX_VOCAB
+    }
+
+    fn draw(&mut self, logits: &CudaRows, requests: &Requests, answers: &mut Answers) -> Result<(), DeviceError> {
+        self.run(|ops| ops.sampling.run(&ops.device, logits, requests, answers));
+        self.outcome()
     }
 
     fn read<'a>(&'a mut self, rows: &'a CudaRows) -> Result<&'a [f32], DeviceError> {
         self.run(|ops| rows.read(&ops.device, &mut ops.host));
         self.outcome()?;
         Ok(&self.host)
-    }
-}
-
-impl CudaOps {
-    /// The best token of each row of logits, which stay on the device.
-    fn find_best(&mut self, logits: &CudaRows) -> Result<(), DeviceError> {
-        assert_eq!(logits.element(), Element::F32, "logits are float32");
-        let launch = Launch::new("argmax", [logits.rows(), 1, 1])
-            .threads(512)
-            .buffer(self.best.reserve(&self.device, 4 * logits.rows())?)
-            .address(logits.address())
-            .int(logits.width());
-        // SAFETY: a token for each row.
-        unsafe { self.start(launch) }
     }
 }
 

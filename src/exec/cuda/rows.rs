@@ -7,7 +7,7 @@ use super::memory::Scratch;
 use crate::model::ops::DeviceError;
 
 /// What the values of rows are: the residual stream and logits float32, what matrix products take and give bfloat16.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Element {
     #[default]
     F32,

@@ -24,7 +24,7 @@ pub struct CudaStep {
     memory: Scratch,
     words: Vec<u32>,
     sorted_slots: Vec<u32>,
-    /// Those with the fewest rows first, so that any who want few are the first ones.
+    /// Those with the fewest rows first, so that any who want few are the first ones; of these the shortest contexts first.
     spans: Vec<Span>,
     pub num_rows: usize,
     pub num_logit_rows: usize,
@@ -67,7 +67,7 @@ impl CudaStep {
         self.num_batch_rows = batch.tokens.len();
         (self.num_rows, self.num_logit_rows) = (num_rows, num_logit_rows);
         self.spans.clone_from(&batch.spans);
-        self.spans.sort_by_key(|span| span.num_rows);
+        self.spans.sort_by_key(|span| (span.num_rows, span.first_position));
         self.words.clear();
         self.starts.tokens = self.append(&batch.tokens, num_rows, 0);
         self.starts.positions = self.append(&batch.positions, num_rows, 0);
@@ -145,7 +145,13 @@ pub struct Spans<'a> {
     pub address: Address,
 }
 
-impl Spans<'_> {
+impl<'a> Spans<'a> {
+    pub fn split_at(self, count: usize) -> [Spans<'a>; 2] {
+        let (first, rest) = self.spans.split_at(count);
+        let behind = self.address + (count * SPAN_WORDS * size_of::<u32>()) as u64;
+        [Spans { spans: first, ..self }, Spans { spans: rest, address: behind }]
+    }
+
     /// Rows of the longest, 0 where there are none.
     pub fn max_rows(&self) -> usize {
         self.spans.iter().map(|span| span.num_rows as usize).max().unwrap_or(0)

@@ -1,38 +1,42 @@
 //! What becomes of a device's errors. That launches are right is shown by the golden models on the emulator.
 
-use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::Mutex;
 
-use super::device::{GraphId, Shape};
+use super::device::{Emulator, GraphId, Shape};
 use super::*;
 use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
 
-/// Memory of the host, and kernels that do nothing but count, until one fails.
-#[derive(Default)]
+/// The emulator's memory, and kernels that do nothing but count, until one fails.
 struct Faulty {
+    memory: Emulator,
     launched: Mutex<Vec<&'static str>>,
     /// The error of the next launch.
     launch: Mutex<Option<DeviceError>>,
     /// The error of the next allocation.
     allocation: Mutex<Option<DeviceError>>,
-    allocated: Mutex<Vec<(Address, Layout)>>,
 }
 
 impl Faulty {
+    fn new() -> Faulty {
+        let (launched, launch, allocation) = Default::default();
+        Faulty { memory: Emulator::bare(), launched, launch, allocation }
+    }
+
     fn launched(&self) -> usize {
         self.launched.lock().unwrap().len()
     }
 }
 
+// What takes addresses is the emulator's, with its contract.
 impl Device for Faulty {
     fn name(&self) -> String {
         "faulty".into()
     }
 
     fn free_bytes(&self) -> Result<usize, DeviceError> {
-        Ok(1 << 20)
+        self.memory.free_bytes()
     }
 
     fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
@@ -44,38 +48,27 @@ impl Device for Faulty {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
-        if let Some(error) = self.allocation.lock().unwrap().take() {
-            return Err(error);
-        }
-        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
-        // SAFETY: the layout has a size.
-        let address = unsafe { std::alloc::alloc_zeroed(layout) } as Address;
-        self.allocated.lock().unwrap().push((address, layout));
-        Ok(address)
+        self.allocation.lock().unwrap().take().map_or_else(|| self.memory.allocate(bytes), Err)
     }
 
     unsafe fn free(&self, address: Address) {
-        let mut allocated = self.allocated.lock().unwrap();
-        let index = allocated.iter().position(|(a, _)| *a == address).expect("allocated, and freed once");
-        let (_, layout) = allocated.swap_remove(index);
-        // SAFETY: allocated with this layout.
-        unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+        // SAFETY: the caller's promise.
+        unsafe { self.memory.free(address) };
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
+        unsafe { self.memory.upload(to, from) }
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
+        unsafe { self.memory.download(to, from) }
     }
 
-    unsafe fn clear(&self, _: Address, _: usize) -> Result<(), DeviceError> {
-        Ok(())
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.memory.clear(to, bytes) }
     }
 
     unsafe fn launch(&self, kernel: &'static str, _: Shape, _: &mut [*mut c_void]) -> Result<(), DeviceError> {
@@ -87,7 +80,7 @@ impl Device for Faulty {
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
-        Ok(())
+        self.memory.finish()
     }
 
     fn begin_capture(&self) -> Result<(), DeviceError> {
@@ -125,7 +118,7 @@ fn step(ops: &mut CudaOps, table: &CudaMatrix) -> Result<usize, DeviceError> {
 
 #[test]
 fn the_first_error_stops_the_step_and_a_later_step_runs() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let table = matrix(&mut ops);
     let failed = DeviceError::Failed("the first".into());
@@ -143,7 +136,7 @@ fn the_first_error_stops_the_step_and_a_later_step_runs() {
 
 #[test]
 fn a_lost_device_stays_lost() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let table = matrix(&mut ops);
     let lost = DeviceError::Lost("fell off the bus".into());
@@ -156,22 +149,22 @@ fn a_lost_device_stays_lost() {
 
 #[test]
 fn what_fails_in_loading_comes_out_before_the_first_step_and_nothing_is_left() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let first = matrix(&mut ops);
     let full = DeviceError::Failed("no 1 MiB left".into());
     *device.allocation.lock().unwrap() = Some(full.clone());
     let (second, third) = (matrix(&mut ops), matrix(&mut ops));
-    assert_eq!((second.address(), third.address()), (0, 0));
+    assert_eq!([&second, &third].map(|matrix| matrix.sections()[0].address()), [0, 0]);
     assert_eq!(ops.free_bytes(), Err(full));
-    assert!(first.address() != 0);
+    assert!(first.sections()[0].address() != 0);
     drop((first, second, third, ops));
-    assert!(device.allocated.lock().unwrap().is_empty(), "memory that nobody gave back");
+    assert_eq!(device.memory.num_allocations(), 0, "memory that nobody gave back");
 }
 
 #[test]
 fn an_empty_grid_starts_nothing() {
-    let device = Faulty::default();
+    let device = Faulty::new();
     for grid in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
         // SAFETY: nothing is started.
         unsafe { Launch::new("any", grid).start(&device) }.unwrap();
@@ -181,7 +174,7 @@ fn an_empty_grid_starts_nothing() {
 
 #[test]
 fn a_matrix_of_parts_in_several_formats_is_bfloat16_row_by_row() {
-    let device = Arc::new(Faulty::default());
+    let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
     let values = [1.0f32, -2.5, 3.0, 0.1];
     let plain: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -196,7 +189,7 @@ fn a_matrix_of_parts_in_several_formats_is_bfloat16_row_by_row() {
     assert_eq!((matrix.rows, matrix.cols), (4, 2));
     let mut found = [half::bf16::ZERO; 8];
     // SAFETY: eight values, as its shape says.
-    unsafe { device.download(bytemuck::cast_slice_mut(&mut found), matrix.address()).unwrap() };
+    unsafe { device.download(bytemuck::cast_slice_mut(&mut found), matrix.sections()[0].address()).unwrap() };
     let expected = values.map(half::bf16::from_f32);
     assert_eq!((&found[..4], &found[4..]), (&expected[..], &expected[..]));
 }

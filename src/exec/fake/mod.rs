@@ -38,6 +38,7 @@ pub struct FakeExecutor {
     /// By `block * BLOCK_TOKENS + offset`.
     slots: Vec<Past>,
     num_steps: u64,
+    is_lost: bool,
     reads_everything: bool,
 }
 
@@ -50,7 +51,7 @@ impl FakeExecutor {
             kv_bytes: size_of_val(slots.as_slice()),
             vocab_size: spec.vocab as usize,
         };
-        Self { info, spec, slots, num_steps: 0, reads_everything: false }
+        Self { info, spec, slots, num_steps: 0, is_lost: false, reads_everything: false }
     }
 
     /// Every drawn token reads every earlier slot, as attention would, and fails the step where one does not follow
@@ -142,16 +143,26 @@ impl FakeExecutor {
     }
 
     /// What the drill keys ask for at this step.
-    fn drill(&self, plan: &StepPlan) -> Result<(), ExecError> {
-        let is_now = |step: Option<u64>| step == Some(self.num_steps);
+    fn drill(&mut self, plan: &StepPlan) -> Result<(), ExecError> {
+        let num_steps = self.num_steps;
+        let is_now = |step: Option<u64>| step == Some(num_steps);
         if is_now(self.spec.wedge_at_step) {
             std::thread::sleep(Duration::from_millis(self.spec.wedge_ms));
         }
         assert!(!is_now(self.spec.panic_at_step), "drill: panic_at_step={}", self.num_steps);
-        let poison = |&token: &u32| self.spec.panic_on_token == Some(token.into());
-        assert!(!plan.rows.iter().any(|rows| rows.tokens.iter().any(poison)), "drill: panic_on_token");
-        if self.spec.lose_at_step.is_some_and(|step| self.num_steps >= step) {
-            return Err(ExecError::Lost(format!("drill: lose_at_step={}", self.num_steps)));
+        let computes = |poison: Option<u64>| {
+            let is_it = |&token: &u32| poison == Some(token.into());
+            plan.rows.iter().any(|rows| rows.tokens.iter().any(is_it))
+        };
+        assert!(!computes(self.spec.panic_on_token), "drill: panic_on_token");
+        self.is_lost |= computes(self.spec.lose_on_token);
+        self.is_lost |= self.spec.lose_at_step.is_some_and(|step| self.num_steps >= step);
+        if self.is_lost {
+            return Err(ExecError::Lost(format!("drill: lost at step {}", self.num_steps)));
+        }
+        let faults = self.spec.fault_at_step.map(|first| first..first.saturating_add(self.spec.fault_steps));
+        if faults.is_some_and(|faults| faults.contains(&self.num_steps)) {
+            return Err(ExecError::Device(format!("drill: fault at step {}", self.num_steps)));
         }
         if is_now(self.spec.fail_at_step) {
             return Err(ExecError::Failed(format!("drill: fail_at_step={}", self.num_steps)));

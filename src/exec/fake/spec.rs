@@ -22,8 +22,12 @@ pub struct FakeSpec {
     pub fail_at_step: Option<u64>,
     /// Every step that computes this token panics.
     pub panic_on_token: Option<u64>,
-    /// From that step on there is no device.
+    /// From that step on there is no device; or once it has computed this token.
     pub lose_at_step: Option<u64>,
+    pub lose_on_token: Option<u64>,
+    /// The device fails that step and those that follow, `fault_steps` in all, and can be used again.
+    pub fault_at_step: Option<u64>,
+    pub fault_steps: u64,
     /// That step takes `wedge_ms` longer.
     pub wedge_at_step: Option<u64>,
     pub wedge_ms: u64,
@@ -43,7 +47,7 @@ pub enum FakeSpecError {
     Value { key: &'static str, value: String, allowed: &'static str },
 }
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "prefill_us_per_token",
     "decode_us_per_step",
     "decode_us_per_seq",
@@ -53,6 +57,9 @@ const KEYS: [&str; 11] = [
     "fail_at_step",
     "panic_on_token",
     "lose_at_step",
+    "lose_on_token",
+    "fault_at_step",
+    "fault_steps",
     "wedge_at_step",
     "wedge_ms",
 ];
@@ -74,6 +81,9 @@ impl Default for FakeSpec {
             fail_at_step: None,
             panic_on_token: None,
             lose_at_step: None,
+            lose_on_token: None,
+            fault_at_step: None,
+            fault_steps: 1,
             wedge_at_step: None,
             wedge_ms: 60_000,
         }
@@ -117,8 +127,10 @@ impl FakeSpec {
             "wedge_ms" => {
                 self.wedge_ms = whole(known, value, 0..=MAX_WEDGE_MS, "whole milliseconds from 0 to 3600000")?;
             }
-            "panic_on_token" => {
-                self.panic_on_token = Some(whole(known, value, 0..=u64::from(u32::MAX), "the number of a token")?);
+            "fault_steps" => self.fault_steps = whole(known, value, 1..=u64::MAX, "a number of steps, from 1")?,
+            "panic_on_token" | "lose_on_token" => {
+                let token = Some(whole(known, value, 0..=u64::from(u32::MAX), "the number of a token")?);
+                *(if known == "panic_on_token" { &mut self.panic_on_token } else { &mut self.lose_on_token }) = token;
             }
             _ => {
                 let step = Some(whole(known, value, 1..=u64::MAX, "the number of a step, from 1")?);
@@ -126,6 +138,7 @@ impl FakeSpec {
                     "panic_at_step" => self.panic_at_step = step,
                     "fail_at_step" => self.fail_at_step = step,
                     "lose_at_step" => self.lose_at_step = step,
+                    "fault_at_step" => self.fault_at_step = step,
                     _ => self.wedge_at_step = step,
                 }
             }
@@ -170,6 +183,9 @@ impl fmt::Display for FakeSpec {
             step(self.fail_at_step),
             step(self.panic_on_token),
             step(self.lose_at_step),
+            step(self.lose_on_token),
+            step(self.fault_at_step),
+            (self.fault_steps != default.fault_steps).then(|| self.fault_steps.to_string()),
             step(self.wedge_at_step),
             (self.wedge_ms != default.wedge_ms).then(|| self.wedge_ms.to_string()),
         ];

@@ -167,6 +167,19 @@ mod steps {
     }
 
     #[test]
+    fn a_device_fails_for_some_steps_and_is_lost_for_ever() {
+        let mut fake = fake("fake:fault_at_step=2,fault_steps=2,lose_on_token=9");
+        let plan = |token| plan(0, &[token], &[0], Vec::new());
+        let outcomes = [1, 1, 1, 1, 9, 1].map(|token| match fake.step(&plan(token)) {
+            Ok(_) => "good",
+            Err(ExecError::Device(_)) => "failed",
+            Err(ExecError::Lost(_)) => "lost",
+            Err(error) => panic!("{error}"),
+        });
+        assert_eq!(outcomes, ["good", "failed", "failed", "good", "lost", "lost"]);
+    }
+
+    #[test]
     fn a_plan_beyond_the_memory_is_an_error() {
         let error = |blocks: &[u32]| fake("fake").step(&plan(0, &[1; 20], blocks, Vec::new())).unwrap_err().to_string();
         assert!(error(&[0]).contains("1 blocks but writes position 16"));

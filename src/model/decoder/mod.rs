@@ -193,6 +193,9 @@ impl<O: Ops> Weights<O> {
     fn run(&self, ops: &mut O, scratch: &mut Scratch<O>, batch: &Batch) -> bool {
         let spec = &self.spec;
         ops.embed(&scratch.step, &self.embedding, spec.embedding_scale, &mut scratch.stream);
+        if let Some(weight) = self.layers.first().and_then(|layer| layer.before_attention.as_ref()) {
+            ops.rms_norm(&scratch.stream, weight, spec.norm_eps, &mut scratch.normed);
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             self.keys_and_values(ops, i, scratch);
             if i + 1 == self.layers.len() {
@@ -202,9 +205,12 @@ impl<O: Ops> Weights<O> {
                 scratch.keep_logit_rows(ops, batch);
             }
             self.attention(ops, i, scratch);
-            self.mlp(ops, layer, &spec.layers[i], scratch);
+            let next = match self.layers.get(i + 1) {
+                Some(next) => next.before_attention.as_ref(),
+                None => Some(&self.final_norm),
+            };
+            self.mlp(ops, layer, &spec.layers[i], next, scratch);
         }
-        ops.rms_norm(&scratch.stream, &self.final_norm, spec.norm_eps, &mut scratch.normed);
         scratch.put_back(batch);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
@@ -214,17 +220,20 @@ impl<O: Ops> Weights<O> {
         true
     }
 
-    /// Leaves the queries in `qkv`.
+    /// Adds `delta` to the residual stream and leaves in `normed` what comes next, where that begins with a norm.
+    fn add(&self, ops: &mut O, norm: Option<&O::Vector>, scratch: &mut Scratch<O>) {
+        let (Spec { residual_scale, norm_eps, .. }, Scratch { stream, normed, delta, .. }) = (&self.spec, scratch);
+        match norm {
+            Some(weight) => ops.add_scaled_rms_norm(stream, delta, *residual_scale, weight, *norm_eps, normed),
+            None => ops.add_scaled(stream, delta, *residual_scale),
+        }
+    }
+
+    /// The stream is normalised already where the layer wants it to be. Leaves the queries in `qkv`.
     fn keys_and_values(&self, ops: &mut O, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
         let Scratch { stream, normed, qkv, step, .. } = scratch;
-        let input = match &layer.before_attention {
-            Some(weight) => {
-                ops.rms_norm(stream, weight, eps, normed);
-                &*normed
-            }
-            None => &*stream,
-        };
+        let input = if layer.before_attention.is_some() { &*normed } else { &*stream };
         ops.matmul(input, &layer.qkv, layer.qkv_bias.as_ref(), qkv);
         let norm = match (&layer.qk_norm, spec.qk_norm) {
             (Some((q, k)), QkNorm::PerHead) => QkNormWeights::PerHead { q, k, eps },
@@ -237,25 +246,27 @@ impl<O: Ops> Weights<O> {
 
     fn attention(&self, ops: &mut O, index: usize, scratch: &mut Scratch<O>) {
         let (spec, layer, eps) = (&self.spec, &self.layers[index], self.spec.norm_eps);
-        let Scratch { stream, qkv, attended, delta, step, .. } = scratch;
+        let Scratch { qkv, attended, delta, step, .. } = scratch;
         ops.attend(step, index, &spec.attention(index), qkv, attended);
         ops.matmul(attended, &layer.o, layer.o_bias.as_ref(), delta);
         if let Some(weight) = &layer.after_attention {
             ops.rms_norm_in_place(delta, weight, eps);
         }
-        ops.add_scaled(stream, delta, spec.residual_scale);
+        self.add(ops, layer.before_mlp.as_ref(), scratch);
     }
 
-    fn mlp(&self, ops: &mut O, layer: &Layer<O>, layer_spec: &LayerSpec, scratch: &mut Scratch<O>) {
-        let (spec, eps) = (&self.spec, self.spec.norm_eps);
+    /// `next` is the norm before whatever follows.
+    fn mlp(
+        &self,
+        ops: &mut O,
+        layer: &Layer<O>,
+        layer_spec: &LayerSpec,
+        next: Option<&O::Vector>,
+        scratch: &mut Scratch<O>,
+    ) {
+        let spec = &self.spec;
         let Scratch { stream, normed, gate_up, gated, delta, .. } = scratch;
-        let input = match &layer.before_mlp {
-            Some(weight) => {
-                ops.rms_norm(stream, weight, eps, normed);
-                &*normed
-            }
-            None => &*stream,
-        };
+        let input = if layer.before_mlp.is_some() { &*normed } else { &*stream };
         match (&layer.mlp, &layer_spec.mlp) {
             (Mlp::Moe(weights), MlpSpec::Moe(moe)) => ops.moe(input, weights, moe, spec.activation, delta),
             (Mlp::Dense { gate_up: up, gate_up_bias, down, down_bias }, _) => {
@@ -266,8 +277,8 @@ impl<O: Ops> Weights<O> {
             (Mlp::Moe(_), MlpSpec::Dense { .. }) => unreachable!("layers are loaded as their spec says"),
         }
         if let Some(weight) = &layer.after_mlp {
-            ops.rms_norm_in_place(delta, weight, eps);
+            ops.rms_norm_in_place(delta, weight, spec.norm_eps);
         }
-        ops.add_scaled(stream, delta, spec.residual_scale);
+        self.add(ops, next, scratch);
     }
 }

@@ -116,7 +116,7 @@ fn a_job_moves_so_often_and_then_stays() {
         let mut lane = Lane::new(CONFIG).unwrap();
         lane.submit_stolen(travelling);
         lane.submit(job(1, 4, 9));
-        assert_eq!(lane.room(&mut window), 0, "jobs wait");
+        assert_eq!(lane.room(0, &mut window), 0, "jobs wait");
         travelling = offered(&mut lane, &mut window).remove(0);
         assert_eq!(travelling.request.0, 0);
     }
@@ -127,7 +127,7 @@ fn a_job_moves_so_often_and_then_stays() {
     lane.submit(job(1, 4, 9));
     let plan = lane.plan(0, &mut window).plan.expect("a step");
     assert_eq!(plan.rows[0].tokens[0], 0, "and is still the first to run");
-    assert_eq!((lane.room(&mut window), lane.stats().waiting_jobs), (0, 1));
+    assert_eq!((lane.room(0, &mut window), lane.stats().waiting_jobs), (0, 1));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::super::isa::{Kernel, Simd};
-use super::super::kv::padded;
+use super::super::kv::{NO_FP8, padded};
 use super::form::{Dot, Form, Pair, Single};
 use super::part::{Group, PART_TOKENS, Part, Softmax};
 use super::record::{HEADER, Record};
@@ -66,6 +66,7 @@ impl Kernel for Tile<'_> {
             KvDtype::F32 => self.attend_as::<S, Single>(),
             KvDtype::Bf16 | KvDtype::Int8 if self.attend.dots => self.attend_as::<S, Dot>(),
             KvDtype::Bf16 | KvDtype::Int8 => self.attend_as::<S, Pair>(),
+            KvDtype::Fp8 => unreachable!("{NO_FP8}"),
         }
     }
 }

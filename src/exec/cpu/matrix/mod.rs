@@ -8,21 +8,19 @@
 //! fill no panel stand in panels of one vector, the last of them padded with zeros.
 
 mod group;
-mod kind;
 mod pack;
-mod round;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-pub use self::kind::{
-    Factors, GROUP, HALF_ZERO, Int4, Int4Min, Int4Super, Int5, Int5Min, Int5Super, Int6Super, Int8, Kind, Quantised,
-};
-
 use super::isa::Isa;
 use super::memory::Pages;
+pub use crate::exec::format::{
+    Factors, Format, GROUP, Group, HALF_ZERO, Int4, Int4Min, Int4Super, Int5, Int5Min, Int5Super, Int6Super, Int8,
+    Kind, Quantised,
+};
 use crate::model::weights::Tensor;
 
 /// `[out, in]`, shared: a clone refers to the same bytes, also in another executor of the same level.
@@ -42,66 +40,13 @@ pub struct Section {
     bytes: Pages,
 }
 
-/// How numbers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    F32,
-    F16,
-    Bf16,
-    /// 8.5 bits a weight.
-    Int8,
-    /// 4.5 bits.
-    Int4,
-    /// 5 bits where a group has a scale and a minimum of its own; 4.5 and 4.25 where 2 or 4 of them share these.
-    Int4Min(usize),
-    /// 5.5 bits.
-    Int5,
-    /// 6 bits.
-    Int5Min,
-    /// 4.625 bits.
-    Int4Super,
-    /// 5.625 bits.
-    Int5Super,
-    /// 6.5625 bits.
-    Int6Super,
-}
-
+/// How lanes of a format are laid out.
 impl Format {
-    /// Those with a [`Kind`].
-    #[cfg(test)]
-    pub const QUANTISED: [Format; 10] = [
-        Format::Int8,
-        Format::Int4,
-        Format::Int4Min(1),
-        Format::Int4Min(2),
-        Format::Int4Min(4),
-        Format::Int5,
-        Format::Int5Min,
-        Format::Int4Super,
-        Format::Int5Super,
-        Format::Int6Super,
-    ];
-
-    /// What a quantised format is made of.
-    pub fn kind(self) -> Option<Kind> {
-        match self {
-            Format::F32 | Format::F16 | Format::Bf16 => None,
-            Format::Int8 => Some(Int8::KIND),
-            Format::Int4 => Some(Int4::KIND),
-            Format::Int4Min(groups) => Some(Kind { groups, ..Int4Min::KIND }),
-            Format::Int5 => Some(Int5::KIND),
-            Format::Int5Min => Some(Int5Min::KIND),
-            Format::Int4Super => Some(Int4Super::KIND),
-            Format::Int5Super => Some(Int5Super::KIND),
-            Format::Int6Super => Some(Int6Super::KIND),
-        }
-    }
-
     /// Neighbouring `k` of an output that stand together.
     fn depth_step(self) -> usize {
         match self {
             Format::Bf16 => 2,
-            other => other.kind().map_or(1, Kind::len),
+            other => other.kind().map_or(1, Kind::record_weights),
         }
     }
 
@@ -214,7 +159,7 @@ impl CpuMatrix {
             assert_eq!(tensor.shape.len(), 2, "{} is no matrix: shape {:?}", tensor.name, tensor.shape);
             assert_eq!(tensor.shape[1], cols, "{} and {} differ in width", tensor.name, parts[0].name);
         }
-        let format_of = |part: &Tensor| format.unwrap_or_else(|| pack::format_of(part.dtype));
+        let format_of = |part: &Tensor| format.unwrap_or_else(|| Format::of(part.dtype));
         let (mut rows, mut sections) = (0, Vec::new());
         for parts in parts.chunk_by(|a, b| format_of(a) == format_of(b)) {
             let num_rows = parts.iter().map(|part| part.shape[0]).sum();
@@ -315,7 +260,7 @@ mod tests {
             for dtype in [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4K, Q5K, Q6K] {
                 let (rows, cols) = (160, 512);
                 let (file, packed) =
-                    (rows * dtype.row_bytes(cols), Layout::new(isa, pack::format_of(dtype), rows, cols).bytes());
+                    (rows * dtype.row_bytes(cols), Layout::new(isa, Format::of(dtype), rows, cols).bytes());
                 assert!(packed >= file && packed * 20 <= file * 21, "{isa} {dtype}: {file} bytes become {packed}");
             }
         }

@@ -134,6 +134,7 @@ fn exact(a: &Attention, prepared: &Preparation, dtype: KvDtype, sequence: &Seque
             KvDtype::F32 => *x,
             KvDtype::Bf16 => f64::from(half::bf16::from_f32(*x as f32).to_f32()),
             KvDtype::Int8 => (x / step).round_ties_even() * step,
+            KvDtype::Fp8 => unreachable!("not on the CPU"),
         };
         x.iter().map(round).collect()
     };

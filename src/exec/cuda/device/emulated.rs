@@ -5,11 +5,12 @@
 //! back, gets an error, where a GPU would compute with wrong bytes.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::staging::{PIECE_BYTES, Piece};
-use super::{Address, GraphId, Shape};
+use super::{Address, GraphId, Product, Shape};
 use crate::model::ops::DeviceError;
 
 /// A copy that was asked for.
@@ -107,12 +108,26 @@ impl Drop for EmulatedPiece {
     }
 }
 
-/// A launch with its parameters' values.
+/// What a graph does, one after the other.
+pub enum Work {
+    /// A kernel with its parameters' values.
+    Kernel { kernel: &'static str, shape: Shape, params: Vec<u64> },
+    /// By a library.
+    Product(Product),
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Work::Kernel { kernel, .. } => kernel,
+            Work::Product(_) => "a product",
+        })
+    }
+}
+
 pub struct Written {
-    pub kernel: &'static str,
-    pub shape: Shape,
-    pub params: Vec<u64>,
-    /// Starts of the allocations that parameters point into.
+    pub work: Work,
+    /// Starts of the allocations that it uses.
     pub memory: Vec<Address>,
 }
 

@@ -8,14 +8,17 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::emulated::{Copies, EmulatedPiece, Graphs, Written};
+use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
+use super::emulated::{Copies, EmulatedPiece, Graphs, Work, Written};
+use super::libraries::Opened;
 use super::staging::Staging;
-use super::{Address, Device, GraphId, Shape};
+use super::{Address, Device, GraphId, Product, Shape};
 use crate::model::ops::DeviceError;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, usize, *mut *mut c_void, u32) -> c_int;
@@ -36,13 +39,16 @@ pub enum Order {
 }
 
 pub struct Emulator {
-    library: Arc<Library>,
+    /// None: memory alone.
+    library: Option<Arc<Library>>,
     order: u32,
     memory: Arc<Mutex<Memory>>,
     allocations: AtomicU64,
     copies: Arc<Copies>,
     staging: Mutex<Staging<EmulatedPiece>>,
     graphs: Mutex<Graphs>,
+    /// With a workspace.
+    products: Option<(Arc<CublasLt>, Address)>,
 }
 
 struct Memory {
@@ -50,11 +56,27 @@ struct Memory {
     free_bytes: usize,
 }
 
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory { layouts: BTreeMap::new(), free_bytes: EMULATED_BYTES }
+    }
+}
+
 impl Memory {
     /// The start of the allocation that has this address.
     fn start_of(&self, address: Address) -> Option<Address> {
         let (start, layout) = self.layouts.range(..=address).next_back()?;
         (address < start + layout.size() as u64).then_some(*start)
+    }
+}
+
+impl Drop for Memory {
+    /// What nobody gave back: workspaces.
+    fn drop(&mut self) {
+        for (address, layout) in &self.layouts {
+            // SAFETY: allocated with this layout, and not freed: it was still listed.
+            unsafe { dealloc(*address as *mut u8, *layout) };
+        }
     }
 }
 
@@ -73,11 +95,10 @@ impl Emulator {
             Order::Reverse => 1,
             Order::Random(seed) => 2 + u32::from(seed),
         };
-        let memory = Memory { layouts: BTreeMap::new(), free_bytes: EMULATED_BYTES };
-        Ok(Emulator::with(Arc::new(library), order, Arc::new(Mutex::new(memory))))
+        Ok(Emulator::with(Some(Arc::new(library)), order, Arc::default()))
     }
 
-    fn with(library: Arc<Library>, order: u32, memory: Arc<Mutex<Memory>>) -> Emulator {
+    fn with(library: Option<Arc<Library>>, order: u32, memory: Arc<Mutex<Memory>>) -> Emulator {
         Emulator {
             library,
             order,
@@ -86,6 +107,7 @@ impl Emulator {
             copies: Arc::default(),
             staging: Mutex::default(),
             graphs: Mutex::default(),
+            products: None,
         }
     }
 
@@ -100,22 +122,50 @@ impl Emulator {
     /// # Safety
     /// As [`Device::launch`].
     unsafe fn run(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError> {
+        let Some(library) = &self.library else {
+            return Err(DeviceError::Failed(format!("there are no kernels to find {kernel} among")));
+        };
         let name = CString::new(kernel).expect("names of kernels are plain");
         let (grid, block) = (shape.grid, [shape.block, 1, 1]);
         // SAFETY: the function is the shim's, with this signature; the rest is the caller's promise.
         let code = unsafe {
             let launch: Symbol<Launch> =
-                self.library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
+                library.get(b"garrick_shim_launch\0").map_err(|e| DeviceError::Lost(e.to_string()))?;
             let shared = shape.shared_bytes as usize;
             launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, args.as_mut_ptr(), self.order)
         };
-        if code == 0 { Ok(()) } else { Err(self.error()) }
+        if code == 0 { Ok(()) } else { Err(Emulator::error(library)) }
     }
 
-    fn error(&self) -> DeviceError {
+    /// Has products done by a cuBLASLt that works on the host's memory: a stand-in for tests. Says which it is.
+    ///
+    /// # Safety
+    /// The library is one.
+    pub unsafe fn use_cublaslt(&mut self, opened: &Opened) -> Result<String, String> {
+        let workspace = self.allocate(WORKSPACE_BYTES).map_err(|e| e.to_string())?;
+        // SAFETY: the caller's promise.
+        let products = unsafe { CublasLt::open(opened)? };
+        let about = products.about().to_owned();
+        self.products = Some((Arc::new(products), workspace));
+        Ok(about)
+    }
+
+    /// Memory without kernels, for devices that have other ones.
+    #[cfg(test)]
+    pub fn bare() -> Emulator {
+        Emulator::with(None, 0, Arc::default())
+    }
+
+    /// Allocations that nobody gave back.
+    #[cfg(test)]
+    pub fn num_allocations(&self) -> usize {
+        lock(&self.memory).layouts.len()
+    }
+
+    fn error(library: &Library) -> DeviceError {
         // SAFETY: the shim's function takes nothing and returns a string that stands until this thread's next launch.
         let text = unsafe {
-            let function: Result<Symbol<ErrorText>, _> = self.library.get(b"garrick_shim_error\0");
+            let function: Result<Symbol<ErrorText>, _> = library.get(b"garrick_shim_error\0");
             function.map(|function| CStr::from_ptr(function()).to_string_lossy().into_owned())
         };
         DeviceError::Failed(text.unwrap_or_else(|e| e.to_string()))
@@ -133,7 +183,11 @@ impl Device for Emulator {
 
     fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
         self.finish()?;
-        Ok(Arc::new(Emulator::with(self.library.clone(), self.order, self.memory.clone())))
+        let mut other = Emulator::with(self.library.clone(), self.order, self.memory.clone());
+        if let Some((products, _)) = &self.products {
+            other.products = Some((products.clone(), other.allocate(WORKSPACE_BYTES)?));
+        }
+        Ok(Arc::new(other))
     }
 
     fn allocations(&self) -> u64 {
@@ -201,13 +255,31 @@ impl Device for Emulator {
             let params: Vec<u64> = args.iter().map(|arg| unsafe { arg.cast::<u64>().read() }).collect();
             let memory = lock(&self.memory);
             let memory = params.iter().filter_map(|param| memory.start_of(*param)).collect();
-            graphs.write(Written { kernel, shape, params, memory });
+            graphs.write(Written { work: Work::Kernel { kernel, shape, params }, memory });
             return Ok(());
         }
         drop(graphs);
         self.copies.complete()?;
         // SAFETY: the caller's promise.
         unsafe { self.run(kernel, shape, args) }
+    }
+
+    unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
+        let (products, workspace) = self.products.as_ref()?;
+        let mut graphs = lock(&self.graphs);
+        if graphs.is_capturing() {
+            let memory = lock(&self.memory);
+            let addresses = [product.out, product.x, product.w, *workspace];
+            let memory = addresses.into_iter().filter_map(|address| memory.start_of(address)).collect();
+            graphs.write(Written { work: Work::Product(*product), memory });
+            return Some(Ok(()));
+        }
+        drop(graphs);
+        if let Err(error) = self.copies.complete() {
+            return Some(Err(error));
+        }
+        // SAFETY: the caller's promise; there are no streams here.
+        unsafe { products.multiply(product, *workspace, null_mut()) }
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
@@ -228,14 +300,24 @@ impl Device for Emulator {
         self.copies.complete()?;
         let launches = lock(&self.graphs).get(graph);
         let launches = launches.ok_or_else(|| DeviceError::Failed("no such graph".into()))?;
-        for Written { kernel, shape, params, memory } in launches.iter() {
+        for Written { work, memory } in launches.iter() {
             if !memory.iter().all(|start| lock(&self.memory).layouts.contains_key(start)) {
-                return Err(DeviceError::Failed(format!("memory that {kernel} of a graph uses was given back")));
+                return Err(DeviceError::Failed(format!("memory that {work} of a graph uses was given back")));
             }
-            let mut params = params.clone();
-            let mut args: Vec<*mut c_void> = params.iter_mut().map(|param| std::ptr::from_mut(param).cast()).collect();
-            // SAFETY: the caller's promise.
-            unsafe { self.run(kernel, *shape, &mut args)? };
+            match work {
+                Work::Kernel { kernel, shape, params } => {
+                    let mut params = params.clone();
+                    let mut args: Vec<*mut c_void> =
+                        params.iter_mut().map(|param| std::ptr::from_mut(param).cast()).collect();
+                    // SAFETY: the caller's promise.
+                    unsafe { self.run(kernel, *shape, &mut args)? };
+                }
+                // SAFETY: the caller's promise.
+                Work::Product(product) => match unsafe { self.multiply(product) } {
+                    Some(done) => done?,
+                    None => return Err(DeviceError::Failed("a product of a graph is not done any more".into())),
+                },
+            }
         }
         Ok(())
     }

@@ -2,9 +2,12 @@
 //!
 //! Everything above speaks of addresses and of kernels by name, so one launch code serves both, and is tested without a GPU.
 
+mod cublaslt;
 mod emulated;
 mod emulator;
+pub mod libraries;
 mod nvidia;
+mod nvrtc;
 mod pinned;
 mod staging;
 #[cfg(test)]
@@ -14,8 +17,12 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 pub use self::emulator::{Emulator, Order};
+use self::libraries::Places;
 pub use self::nvidia::{Absent, Gpu, Nvidia, gpus};
-use super::module;
+pub use self::nvrtc::Nvrtc;
+use super::compile::Progress;
+use super::kernels::KernelOptions;
+use super::rows::Element;
 use crate::model::ops::DeviceError;
 
 /// An address in the device's memory.
@@ -32,9 +39,29 @@ pub struct Shape {
     pub shared_bytes: u32,
 }
 
-/// A GPU with its kernels loaded.
+/// `out = x · wᵀ`: x `[m, k]` and w `[n, k]` of bfloat16, out `[m, n]` of `element`, row-major and dense; sums are float32.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    pub out: Address,
+    pub x: Address,
+    pub w: Address,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub element: Element,
+}
+
+/// A GPU with its kernels loaded, from where they are found without anything configured.
 pub fn open_gpu(gpu: &Gpu) -> Result<Nvidia, DeviceError> {
-    Nvidia::open(gpu, module::prebuilt(gpu.capability)?)
+    let options = KernelOptions { libraries: Places::new(None), folder: None };
+    open_gpu_with(gpu, &options, &mut |_, _| ())
+}
+
+/// A GPU with its kernels loaded; they may be compiled first.
+pub fn open_gpu_with(gpu: &Gpu, options: &KernelOptions, progress: Progress) -> Result<Nvidia, DeviceError> {
+    let (cubins, origin) = options.load(gpu.capability, progress)?;
+    tracing::info!("cuda:{} ({}) has kernels of {origin}", gpu.ordinal, gpu.name);
+    Nvidia::open(gpu, cubins)
 }
 
 /// Memory, and kernels in one order: what is asked for first is done first, if perhaps later.
@@ -76,6 +103,14 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// The parameters are those that kernels/README.md lists for the kernel, and what they point to is as it says.
     unsafe fn launch(&self, kernel: &'static str, shape: Shape, args: &mut [*mut c_void]) -> Result<(), DeviceError>;
+    /// Starts a matrix product by a library, whose results for a row may depend on the number of rows. `None`: the device has
+    /// none, or it does not do this product.
+    ///
+    /// # Safety
+    /// The addresses are followed by as many values of one allocation each; no dimension is 0.
+    unsafe fn multiply(&self, _product: &Product) -> Option<Result<(), DeviceError>> {
+        None
+    }
     /// Waits until all is done.
     fn finish(&self) -> Result<(), DeviceError>;
 

@@ -15,9 +15,11 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverEr
 use cudarc::nvrtc::Ptx;
 
 use super::super::module::{self, Cubin};
+use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
+use super::libraries::Opened;
 use super::pinned::{self, PinnedPiece};
 use super::staging::Staging;
-use super::{Address, Device, GraphId, Shape};
+use super::{Address, Device, GraphId, Product, Shape};
 use crate::model::ops::DeviceError;
 
 /// Dynamic shared memory that a kernel may have without being asked.
@@ -45,11 +47,20 @@ pub struct Gpu {
     pub capability: (i32, i32),
     pub total_bytes: usize,
     pub free_bytes: usize,
-    /// The chip that its kernels were built for, as `sm_90a`.
-    pub kernels: &'static str,
+    /// The chip that its kernels are built for, as `sm_90a`.
+    pub kernels: String,
+    /// Whether the program has them; otherwise they are compiled, once.
+    pub is_prebuilt: bool,
 }
 
-/// The GPUs of this machine that there are kernels for. Never panics, whatever is missing.
+impl Gpu {
+    /// What kernels for it alone are compiled for.
+    pub fn chip(&self) -> String {
+        module::chips(self.capability).swap_remove(0)
+    }
+}
+
+/// The GPUs of this machine that there are or may be kernels for. Never panics, whatever is missing.
 pub fn gpus() -> Result<Vec<Gpu>, Absent> {
     // SAFETY: it only tries to open the library.
     if !unsafe { sys::is_culib_present() } {
@@ -68,10 +79,14 @@ pub fn gpus() -> Result<Vec<Gpu>, Absent> {
         let context = CudaContext::new(ordinal).map_err(failed)?;
         let (free_bytes, total_bytes) = context.mem_get_info().map_err(failed)?;
         let (name, capability) = (context.name().map_err(failed)?, context.compute_capability().map_err(failed)?);
-        match module::name(capability) {
-            Ok(kernels) => usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels }),
-            Err(error) => obstacle = Absent::NoKernels(format!("{name}: {error}")),
+        if capability < module::OLDEST {
+            let (major, minor) = capability;
+            obstacle =
+                Absent::NoKernels(format!("{name} has compute capability {major}.{minor}, and 8.0 is the least"));
+            continue;
         }
+        let (kernels, is_prebuilt) = module::name(capability);
+        usable.push(Gpu { ordinal, name, capability, total_bytes, free_bytes, kernels, is_prebuilt });
     }
     if usable.is_empty() { Err(obstacle) } else { Ok(usable) }
 }
@@ -84,6 +99,8 @@ pub struct Nvidia {
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     staging: Mutex<Staging<PinnedPiece>>,
     allocations: AtomicU64,
+    /// With a workspace, which is the stream's.
+    products: Option<(Arc<CublasLt>, Address)>,
     name: String,
 }
 
@@ -111,12 +128,30 @@ impl Nvidia {
         name: String,
     ) -> Result<Nvidia, DeviceError> {
         let stream = context.new_stream().map_err(|e| error("no stream", e))?;
-        let (kernels, staging) = (Mutex::default(), Mutex::default());
-        Ok(Nvidia { context, stream, modules, kernels, staging, allocations: AtomicU64::new(0), name })
+        let (kernels, staging, allocations) = Default::default();
+        Ok(Nvidia { context, stream, modules, kernels, staging, allocations, products: None, name })
     }
 
     fn new_piece(&self) -> Result<PinnedPiece, DeviceError> {
         PinnedPiece::new(&self.context, &self.stream)
+    }
+
+    /// Has products done by cuBLASLt from now on, if it starts. Says which it is, as `cuBLASLt 13.0.2`.
+    pub fn use_cublaslt(&mut self, opened: &Opened) -> Result<String, String> {
+        let workspace = self.allocate(WORKSPACE_BYTES).map_err(|e| e.to_string())?;
+        // SAFETY: found by its name. `allocate` has bound the context to this thread.
+        match unsafe { CublasLt::open(opened) } {
+            Ok(products) => {
+                let about = products.about().to_owned();
+                self.products = Some((Arc::new(products), workspace));
+                Ok(about)
+            }
+            Err(reason) => {
+                // SAFETY: allocated above, for this only.
+                unsafe { self.free(workspace) };
+                Err(format!("{}: {reason}", opened.path.display()))
+            }
+        }
     }
 
     /// A kernel by name, allowed to have this much shared memory.
@@ -166,7 +201,10 @@ impl Device for Nvidia {
 
     fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
         self.finish()?;
-        let other = Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone())?;
+        let mut other = Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone())?;
+        if let Some((products, _)) = &self.products {
+            other.products = Some((products.clone(), other.allocate(WORKSPACE_BYTES)?));
+        }
         Ok(Arc::new(other))
     }
 
@@ -235,6 +273,15 @@ impl Device for Nvidia {
         started.map_err(|e| error(kernel, e))
     }
 
+    unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
+        let (products, workspace) = self.products.as_ref()?;
+        if let Err(error) = self.bind() {
+            return Some(Err(error));
+        }
+        // SAFETY: the caller's promise; a runtime's stream is a driver's.
+        unsafe { products.multiply(product, *workspace, self.stream.cu_stream().cast()) }
+    }
+
     fn finish(&self) -> Result<(), DeviceError> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| error("a kernel", e))
@@ -265,6 +312,18 @@ impl Device for Nvidia {
         if self.finish().is_ok() {
             // SAFETY: the caller's promise.
             unsafe { pinned::free_graph(graph) };
+        }
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        if let Some((products, workspace)) = self.products.take()
+            && self.bind().is_ok()
+        {
+            drop(products);
+            // SAFETY: nobody else has it.
+            unsafe { self.free(workspace) };
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use half::bf16;
 
 use super::super::CudaOps;
+use super::super::attention::Records;
 use super::super::device::{Emulator, Order};
-use super::super::memory::Scratch;
 use super::*;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::decoder::Decoder;
@@ -83,7 +83,9 @@ impl Model {
             let content: Vec<u8> = match dtype {
                 KvDtype::Bf16 => (0..bytes / 2).flat_map(|_| bf16::from_f32(small()).to_le_bytes()).collect(),
                 KvDtype::Int8 if i % 4 < 2 => (0..bytes).map(|_| (small() * 127.0) as i8 as u8).collect(),
-                KvDtype::F32 | KvDtype::Int8 => (0..bytes / 4).flat_map(|_| (small() / 64.0).to_le_bytes()).collect(),
+                KvDtype::F32 | KvDtype::Int8 | KvDtype::Fp8 => {
+                    (0..bytes / 4).flat_map(|_| (small() / 64.0).to_le_bytes()).collect()
+                }
             };
             // SAFETY: the region's bytes.
             unsafe { self.ops.device.upload(address, &content).unwrap() };
@@ -100,12 +102,10 @@ impl Model {
         self.regions().into_iter().map(read).collect()
     }
 
-    /// The best tokens and the bits of all logits.
-    fn step(&mut self, batch: &Batch) -> Result<(Vec<u32>, Vec<u32>), DeviceError> {
+    /// The bits of all logits.
+    fn step(&mut self, batch: &Batch) -> Result<Vec<u32>, DeviceError> {
         let logits = self.decoder.start(&mut self.ops, batch).expect("logits are wanted");
-        let best = self.ops.argmax(logits)?.expect("found on the device").to_vec();
-        let bits: Vec<u32> = self.ops.read(logits)?.iter().map(|x| x.to_bits()).collect();
-        Ok((best, bits))
+        Ok(self.ops.read(logits)?.iter().map(|x| x.to_bits()).collect())
     }
 
     fn is_replayed(&mut self, batch: &Batch) -> bool {
@@ -171,8 +171,8 @@ fn check_changed(name: &str, dtype: KvDtype, counts: &[usize], longest: &[[usize
                 let batch = decode(&positions, &mut random);
                 let (found, expected) = (graphs.step(&batch).unwrap(), plain.step(&batch).unwrap());
                 assert!(found == expected, "{name}, {dtype:?}: {count} rows at {positions:?}, round {round}");
-                assert_eq!(expected.1.len(), count * 320);
-                assert!(expected.1.iter().all(|x| !f32::from_bits(*x).is_nan()), "{name}: not a number");
+                assert_eq!(expected.len(), count * 320);
+                assert!(expected.iter().all(|x| !f32::from_bits(*x).is_nan()), "{name}: not a number");
                 // The first round runs kernel by kernel, the second is captured.
                 assert!(round < 2 || graphs.decoder.was_replayed(), "{name}: {count} rows, round {round}");
                 assert!(!plain.decoder.was_replayed());
@@ -239,7 +239,7 @@ fn what_cannot_be_captured_is_launched_kernel_by_kernel_for_good() {
     let batch = decode(&[9, 30, 4], &mut Random(1));
     let expected = model.step(&batch).unwrap();
     // The step that is captured must ask for memory.
-    model.ops.best = Scratch::default();
+    model.ops.records = Records::default();
     for _ in 0..4 {
         assert_eq!(model.step(&batch).unwrap(), expected);
         assert!(!model.decoder.was_replayed());
@@ -253,9 +253,9 @@ fn a_graph_whose_memory_was_given_back_is_found_out() {
     let batch = decode(&[9, 30], &mut Random(1));
     model.step(&batch).unwrap();
     model.step(&batch).unwrap();
-    model.ops.best = Scratch::default();
+    model.ops.records = Records::default();
     let message = model.step(&batch).unwrap_err().to_string();
-    assert!(message.contains("argmax") && message.contains("given back"), "{message}");
+    assert!(message.contains("attention") && message.contains("given back"), "{message}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::ledger::{Account, Ledger};
 use super::request::{self, Limits, POISON};
 use crate::sched::job::{Delivery, Job, Micros, RequestId};
 use crate::sched::plan::StepOutput;
-use crate::sched::{LaneConfig, LaneLoad, LaneStats, Speculation, place};
+use crate::sched::{Fault, LaneConfig, LaneLoad, LaneStats, Speculation, place};
 
 /// What goes wrong in a run.
 #[derive(Clone, Copy, PartialEq)]
@@ -19,6 +19,8 @@ enum Faults {
     Steps,
     /// Schedulers die.
     Deaths,
+    /// Devices fail, and are lost.
+    Devices,
 }
 
 pub struct Fleet {
@@ -54,6 +56,8 @@ pub struct Totals {
     prefix_hits: u64,
     failed_steps: u64,
     num_deaths: u64,
+    num_lost: u64,
+    moved_jobs: u64,
     draft_tokens: u64,
     accepted_drafts: u64,
     num_finished: [u64; 7],
@@ -78,6 +82,8 @@ impl Totals {
         self.prefix_hits += other.prefix_hits;
         self.failed_steps += other.failed_steps;
         self.num_deaths += other.num_deaths;
+        self.num_lost += other.num_lost;
+        self.moved_jobs += other.moved_jobs;
         self.draft_tokens += other.draft_tokens;
         self.accepted_drafts += other.accepted_drafts;
         self.num_finished.iter_mut().zip(other.num_finished).for_each(|(sum, n)| *sum += n);
@@ -85,12 +91,14 @@ impl Totals {
 
     pub fn assert_everything_happened(&self) {
         let Self { num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, num_finished, .. } = self;
+        let Self { num_lost, moved_jobs, .. } = self;
         let (accepted, rejected) = (&self.accepted_drafts, &(self.draft_tokens - self.accepted_drafts));
         println!(
             "stolen {num_stolen}, preempted {preemptions}, prefix hits {prefix_hits}, failed steps {failed_steps}, \
-             deaths {num_deaths}, drafts accepted {accepted} and rejected {rejected}, finished (stop, length, cancel, deadline, failed, text, dropped) {num_finished:?}"
+             deaths {num_deaths}, lanes lost {num_lost}, jobs moved {moved_jobs}, drafts accepted {accepted} and rejected {rejected}, finished (stop, length, cancel, deadline, failed, text, dropped) {num_finished:?}"
         );
-        let counts = [num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, accepted, rejected];
+        let counts =
+            [num_stolen, preemptions, prefix_hits, failed_steps, num_deaths, num_lost, moved_jobs, accepted, rejected];
         assert!(counts.into_iter().chain(num_finished).all(|&count| count > 20));
     }
 }
@@ -111,13 +119,15 @@ impl Fleet {
             speculation: speculation(&mut rng),
         };
         let device = FakeSpec { period: [0, 1, 3, 11][rng.range(0, 3)], ..device() };
-        let faults = [Faults::None, Faults::None, Faults::Poison, Faults::Steps, Faults::Deaths][rng.range(0, 4)];
+        let faults = [Faults::None, Faults::None, Faults::Poison, Faults::Steps, Faults::Deaths, Faults::Devices]
+            [rng.range(0, 5)];
         let max_sequence_tokens = config.max_sequence_tokens();
         let limits = Limits {
             max_prompt: max_sequence_tokens - 1,
             max_sequence_tokens,
             max_choices: max_running.min(5),
             poison: faults == Faults::Poison,
+            steps_per_fault: [4, 20, 60][rng.range(0, 2)],
             device: device.clone(),
         };
         Self {
@@ -156,7 +166,11 @@ impl Fleet {
             // Ids count down: age is by arrival first.
             let request = request::random(&mut self.rng, self.num_to_come as u64, self.now, &self.limits);
             let job = request.job.clone();
-            let index = if self.rng.one_in(2) { 0 } else { self.best_lane(&job) };
+            let Some(best) = self.best_lane(&job) else {
+                self.num_to_come = 0;
+                return;
+            };
+            let index = if self.rng.one_in(2) && !self.lanes.sites[0].is_lost { 0 } else { best };
             self.ledger.open(request, index, self.now);
             self.lanes.submit(index, job);
             let gap = if self.rng.one_in(8) { self.rng.range(0, 20_000) } else { self.rng.range(0, 200) };
@@ -164,18 +178,19 @@ impl Fleet {
         }
     }
 
-    fn best_lane(&self, job: &Job<Sink>) -> usize {
-        let loads: Vec<_> = self
-            .lanes
-            .sites
+    /// None when all are lost.
+    fn best_lane(&self, job: &Job<Sink>) -> Option<usize> {
+        let alive: Vec<_> = self.lanes.alive().collect();
+        let loads: Vec<_> = alive
             .iter()
-            .map(|site| {
+            .map(|index| {
+                let site = &self.lanes.sites[*index];
                 let LaneStats { waiting_tokens, running, .. } = site.lane.stats();
                 let cached_prefix_tokens = site.lane.cached_prefix_tokens(&job.prompt, job.salt);
                 LaneLoad { waiting_tokens, running, cached_prefix_tokens }
             })
             .collect();
-        place(&loads, 64).expect("a fleet has lanes")
+        place(&loads, 64).map(|place| alive[place])
     }
 
     fn leave(&mut self) {
@@ -214,6 +229,7 @@ impl Fleet {
 
     fn finish_steps(&mut self) -> Result<(), String> {
         for index in 0..self.lanes.sites.len() {
+            self.lanes.end_rest(index, self.now);
             let Some(step) = self.lanes.take_step(index, self.now) else { continue };
             if self.faults == Faults::Deaths && self.rng.one_in(40) {
                 self.num_deaths += 1;
@@ -231,6 +247,12 @@ impl Fleet {
             && !self.lanes.sites[index].lane.complete(stale).is_empty()
         {
             return Err("the output of a step that was given up had an effect".into());
+        }
+        if let Some(fault) = self.device_fault() {
+            self.ledger.blame(self.lanes.sites[index].lane.in_step());
+            let deliveries = self.lanes.fail(index, fault, self.now);
+            self.ledger.may_fail |= self.lanes.alive().next().is_none();
+            return self.deliver(index, deliveries);
         }
         let is_poisoned = plan.rows.iter().any(|rows| rows.tokens.contains(&POISON));
         let is_failed = is_poisoned || (self.faults == Faults::Steps && self.rng.one_in(12));
@@ -252,6 +274,13 @@ impl Fleet {
             site.lane.fail("failed")
         };
         self.deliver(index, deliveries)
+    }
+
+    fn device_fault(&mut self) -> Option<Fault> {
+        if self.faults != Faults::Devices || !self.rng.one_in(self.limits.steps_per_fault) {
+            return None;
+        }
+        Some(if self.rng.one_in(3) { Fault::Lost } else { Fault::Device })
     }
 
     fn deliver(&mut self, index: usize, deliveries: Vec<Delivery<Sink>>) -> Result<(), String> {
@@ -279,7 +308,8 @@ impl Fleet {
         }
         let arrival = (self.num_to_come > 0).then_some(self.next_arrival);
         let texts = self.text_ends.iter().map(|end| end.due);
-        let next = texts.chain(arrival).chain(self.lanes.next_step_end()).min();
+        let lanes = self.lanes.next_step_end().into_iter().chain(self.lanes.next_rest_end());
+        let next = texts.chain(arrival).chain(lanes).min();
         self.num_idle_rounds = if next.is_some() { 0 } else { self.num_idle_rounds + 1 };
         if self.num_idle_rounds > 10 {
             return Err("there is work but nothing to wait for".into());
@@ -295,6 +325,7 @@ impl Fleet {
         let mut totals = Totals {
             num_stolen: self.lanes.num_stolen,
             num_deaths: self.num_deaths,
+            num_lost: self.lanes.sites.iter().filter(|site| site.is_lost).count() as u64,
             num_finished: self.ledger.num_finished,
             ..Totals::default()
         };
@@ -308,6 +339,7 @@ impl Fleet {
             totals.failed_steps += stats.failed_steps;
             totals.draft_tokens += stats.draft_tokens;
             totals.accepted_drafts += stats.accepted_drafts;
+            totals.moved_jobs += stats.moved_jobs;
         }
         if let Some(id) = self.ledger.held_sink() {
             return Err(format!("all is done but somebody still holds the sink of request {}", id.0));

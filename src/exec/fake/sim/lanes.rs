@@ -7,7 +7,10 @@ use super::super::{FakeExecutor, FakeSpec};
 use super::request::VOCAB;
 use crate::sched::job::{Delivery, Job, Micros};
 use crate::sched::plan::{StepOutput, StepPlan};
-use crate::sched::{IdleLanes, Inbox, Lane, LaneConfig, StealWindow, Stock, Take, VictimOrder, Window, search};
+use crate::sched::{
+    Elsewhere, Fault, IdleLanes, Inbox, Lane, LaneConfig, LaneStats, StealWindow, Stock, Take, Verdict, VictimOrder,
+    Window, search,
+};
 
 /// Where a request's events go: its id. Shared, so that it shows when nobody is left to send any.
 pub type Sink = Arc<u64>;
@@ -22,6 +25,9 @@ pub struct Site {
     order: VictimOrder,
     /// Something was sent that it has not looked at.
     has_mail: bool,
+    /// Its device failed: it looks around again then.
+    rests_until: Option<Micros>,
+    pub is_lost: bool,
 }
 
 pub struct Step {
@@ -90,7 +96,11 @@ impl Lanes {
             return Ok(acted);
         }
         site.inbox.take_all().into_iter().for_each(|job| site.lane.submit(job));
-        acted.stolen = self.steal(index)?;
+        if site.is_lost {
+            acted.deliveries = self.retire(index, now);
+            return Ok(acted);
+        }
+        acted.stolen = self.steal(index, now)?;
         let site = &mut self.sites[index];
         let planned = site.lane.plan(now, &mut site.window);
         acted.deliveries = planned.deliveries;
@@ -102,15 +112,18 @@ impl Lanes {
                 self.idle.begin_step(index);
                 self.share();
             }
-            None => site.has_mail |= !acted.stolen.is_empty(),
+            None => {
+                site.has_mail |= !acted.stolen.is_empty();
+                self.share();
+            }
         }
         self.sites[index].lane.check()?;
         Ok(acted)
     }
 
-    fn steal(&mut self, index: usize) -> Result<Vec<Sink>, String> {
+    fn steal(&mut self, index: usize, now: Micros) -> Result<Vec<Sink>, String> {
         let site = &mut self.sites[index];
-        let room = site.lane.room(&mut site.window);
+        let room = site.lane.room(now, &mut site.window);
         if self.stock.len() == 1 || room == 0 {
             return Ok(Vec::new());
         }
@@ -134,6 +147,64 @@ impl Lanes {
         self.idle.end_step(index);
         self.wake(index);
         Some(step)
+    }
+
+    /// The step failed by the device's fault: what `SchedulerActor` does about it.
+    pub fn fail(&mut self, index: usize, fault: Fault, now: Micros) -> Vec<Delivery<Sink>> {
+        let site = &mut self.sites[index];
+        match site.lane.judge(fault, now) {
+            Verdict::GoOn => site.lane.fail("failed"),
+            Verdict::Rest { until } => {
+                site.rests_until = Some(until);
+                self.move_out(index, |site, elsewhere| site.lane.fail_on_device("failed", elsewhere))
+            }
+            Verdict::Retire => {
+                site.is_lost = true;
+                self.retire(index, now)
+            }
+        }
+    }
+
+    fn retire(&mut self, index: usize, now: Micros) -> Vec<Delivery<Sink>> {
+        let deliveries =
+            self.move_out(index, |site, elsewhere| site.lane.retire("lost", now, &mut site.window, elsewhere));
+        let LaneStats { running, waiting_jobs, blocks, .. } = self.sites[index].lane.stats();
+        assert_eq!((running, waiting_jobs, blocks.held, blocks.cached), (0, 0, 0, 0), "a lost lane keeps nothing");
+        deliveries
+    }
+
+    /// Jobs that leave go to the lane where least waits, of those that are left.
+    fn move_out(
+        &mut self,
+        index: usize,
+        leave: impl FnOnce(&mut Site, Elsewhere<'_, Sink>) -> Vec<Delivery<Sink>>,
+    ) -> Vec<Delivery<Sink>> {
+        let others = self.alive().filter(|other| *other != index);
+        let other = others.min_by_key(|other| self.sites[*other].lane.stats().waiting_tokens);
+        let mut leaving = Vec::new();
+        let deliveries = leave(&mut self.sites[index], &mut |job| match other {
+            Some(_) => {
+                leaving.push(job);
+                None
+            }
+            None => Some(job),
+        });
+        for job in leaving {
+            self.submit(other.expect("it has taken jobs"), job);
+        }
+        deliveries
+    }
+
+    /// Lanes whose devices are not lost.
+    pub fn alive(&self) -> impl Iterator<Item = usize> {
+        (0..self.sites.len()).filter(|index| !self.sites[*index].is_lost)
+    }
+
+    /// Wakes the lane whose rest is over.
+    pub fn end_rest(&mut self, index: usize, now: Micros) {
+        if self.sites[index].rests_until.take_if(|until| *until <= now).is_some() {
+            self.wake(index);
+        }
     }
 
     pub fn compute(&mut self, index: usize, plan: &StepPlan) -> Result<StepOutput, String> {
@@ -168,6 +239,10 @@ impl Lanes {
         self.sites.iter().filter_map(|site| site.step.as_ref()).map(|step| step.done_at).min()
     }
 
+    pub fn next_rest_end(&self) -> Option<Micros> {
+        self.sites.iter().filter_map(|site| site.rests_until).min()
+    }
+
     pub fn has_work(&self) -> bool {
         self.sites.iter().any(|site| site.lane.has_work() || !site.inbox.is_empty())
     }
@@ -184,6 +259,8 @@ impl Site {
             order: VictimOrder::new(seed),
             // As an actor that has just started.
             has_mail: true,
+            rests_until: None,
+            is_lost: false,
         }
     }
 

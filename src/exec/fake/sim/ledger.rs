@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::lanes::Sink;
 use super::request::Request;
+use crate::sched::MAX_RESCUES;
 use crate::sched::job::{Delivery, Event, Finish, Micros, RequestId};
 
 pub struct Account {
@@ -12,6 +13,8 @@ pub struct Account {
     /// While it has not started: the lane where it waits, and since when.
     waits: (usize, Micros),
     num_prompt_logprobs: usize,
+    /// Steps of its own that devices failed.
+    num_faults: usize,
     /// By choice: tokens so far, and how it ended.
     choices: Vec<(usize, Option<End>)>,
 }
@@ -42,8 +45,16 @@ impl Account {
 impl Ledger {
     pub fn open(&mut self, request: Request, lane: usize, now: Micros) {
         let choices = request.alone.iter().map(|_| (0, None)).collect();
-        let account = Account { request, has_started: false, waits: (lane, now), num_prompt_logprobs: 0, choices };
+        let account =
+            Account { request, has_started: false, waits: (lane, now), num_prompt_logprobs: 0, num_faults: 0, choices };
         self.accounts.insert(account.request.job.request, account);
+    }
+
+    /// A device failed a step in which these had a part.
+    pub fn blame(&mut self, requests: Vec<RequestId>) {
+        for id in requests {
+            self.accounts.get_mut(&id).expect("a request of this fleet").num_faults += 1;
+        }
     }
 
     /// A waiting request was stolen.
@@ -184,7 +195,9 @@ impl Account {
             }
             Finish::Cancelled => job.cancel.is_set(),
             Finish::DeadlineExceeded => job.deadline.is_some_and(|deadline| deadline <= now),
-            Finish::Failed(_) => may_fail || job.prompt.contains(&super::request::POISON),
+            Finish::Failed(_) => {
+                may_fail || self.num_faults > usize::from(MAX_RESCUES) || job.prompt.contains(&super::request::POISON)
+            }
         };
         if end.is_some() || !is_allowed {
             return Err(format!("not allowed after {num_tokens} of {} tokens, alone {expected:?}", tokens.len()));

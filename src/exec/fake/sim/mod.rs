@@ -1,5 +1,5 @@
 //! Whole fleets of lanes over fake executors in virtual time: random arrivals, cancels, stop strings, deadlines,
-//! tiny pools, thefts, failed steps, poisoned requests, lost memory and dying schedulers, from one seed.
+//! tiny pools, thefts, failed steps, poisoned requests, lost memory, dying schedulers and failing devices, from one seed.
 //!
 //! It stands here and not under `sched` because it looks at both sides of the plan, and imports run downward.
 //! `GARRICK_SIM_SEED=17` replays one seed; `GARRICK_SIM_SEEDS=5000` runs that many.

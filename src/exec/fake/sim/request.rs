@@ -29,6 +29,8 @@ pub struct Limits {
     pub max_sequence_tokens: usize,
     pub max_choices: usize,
     pub poison: bool,
+    /// One step in so many fails where devices do.
+    pub steps_per_fault: usize,
     pub device: FakeSpec,
 }
 

@@ -87,7 +87,7 @@ impl Kind {
     }
 
     /// Weights of a record.
-    pub const fn len(self) -> usize {
+    pub const fn record_weights(self) -> usize {
         self.groups * GROUP
     }
 
