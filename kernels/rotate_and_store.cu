@@ -2,10 +2,12 @@
 //
 // A warp takes a head of a row; q is written back in place, K and V are rounded once, to the cache's type. Norm of a whole
 // row needs its q and k as they were: one block then does the row (grid.y is 1).
+// A row of NO_SLOT fills up a step and is left as it is.
 // Rotary embedding (Su et al. 2021) of the pairs (x[i], x[i + rotary_dim / 2]); dimensions beyond rotary_dim stay.
 #include "kv.h"
 
 constexpr int WARPS = ROW_THREADS / WARP_LANES;
+constexpr uint32_t NO_SLOT = 0xffffffffu;
 enum QkNorm { NORM_NONE = 0, NORM_PER_HEAD = 1, NORM_WHOLE_ROW = 2 };
 
 template <class Kv> struct Rotate {
@@ -82,13 +84,14 @@ __device__ __forceinline__ void store_head(Kv* to, float* scale_to, const float*
 template <int N, class Kv> __device__ __forceinline__ void rotate_and_store(const Rotate<Kv>& a, float* staged) {
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES, heads = a.num_heads + 2 * a.num_kv_heads;
   bf16* const row = a.qkv + static_cast<size_t>(blockIdx.x) * heads * a.head_dim;
+  const uint32_t slot = a.slots[blockIdx.x];
+  if (slot == NO_SLOT) return;  // the whole block
   const int q_width = a.num_heads * a.head_dim, kv_width = a.num_kv_heads * a.head_dim, half = a.rotary_dim / 2;
   float q_scale = 1.f, k_scale = 1.f;
   if (a.norm == NORM_WHOLE_ROW) {
     q_scale = row_inverse_rms(row, q_width, a.eps);
     k_scale = row_inverse_rms(row + q_width, kv_width, a.eps);
   }
-  const uint32_t slot = a.slots[blockIdx.x];
   const size_t table = static_cast<size_t>(a.positions[blockIdx.x]) * half;
   float* const x = staged + warp * MAX_HEAD_DIM;
   for (int head = blockIdx.y * WARPS + warp; head < heads; head += gridDim.y * WARPS) {

@@ -117,6 +117,34 @@ template <class Kv> static void test_poison() {
   expect(!std::isnan(v.value(2, 0, 0)), "V is not a number");
 }
 
+// A row that fills up a step changes nothing, whatever its position.
+template <class Kv> static void test_no_slot(int norm) {
+  current_case = std::string("no slot, ") + kv_name<Kv>() + " norm " + std::to_string(norm);
+  const int dim = 16, width = 3 * dim;
+  Buffer<bf16> qkv(2 * width);
+  qkv.fill(-1, 1);
+  const auto before = qkv.copy();
+  Buffer<float> weight(dim);
+  weight.fill(0.5, 2);
+  auto positions = words({0xffffffffu, 0}), slots = words({0xffffffffu, 3});
+  Cache<Kv> k(1, 1, dim), v(1, 1, dim);
+  const float* none = nullptr;
+  launch((std::string("rotate_and_store_") + kv_name<Kv>()).c_str(), {2}, {256}, 0, qkv.data(), k.values.data(),
+         v.values.data(), k.scale_data(), v.scale_data(), positions.data(), slots.data(), none, none, weight.data(),
+         weight.data(), 1e-5f, norm, 1, 1, dim, 0);
+  bool is_same = true, is_changed = false;
+  for (int i = 0; i < width; ++i) is_same &= qkv[i].u == before[i].u;
+  for (int i = 0; i < dim; ++i) is_changed |= qkv[width + i].u != before[width + i].u;
+  expect(is_same, "a row without a slot was changed");
+  expect(is_changed, "the row with a slot was left as it is");
+  for (auto* cache : {&k, &v}) {
+    size_t written = 0;
+    for (size_t i = 0; i < cache->values.size(); ++i) written += cache->is_written(i);
+    expect(written <= size_t(dim) && written > 0, "slots of nobody were written, or those of the other row were not");
+    expect(cache->values.guards_whole() && cache->scales.guards_whole(), "written beyond the cache");
+  }
+}
+
 // E4M3 to the nearest, ties to even: with a largest magnitude of 448 the scale is one.
 static void test_fp8_rounding() {
   current_case = "fp8 rounding";
@@ -152,6 +180,10 @@ static void all() {
   test_type<bf16>();
   test_type<int8_t>();
   test_type<fp8>();
+  test_no_slot<float>(1);
+  test_no_slot<bf16>(2);
+  test_no_slot<int8_t>(1);
+  test_no_slot<fp8>(2);
   test_poison<int8_t>();
   test_poison<fp8>();
   test_fp8_rounding();

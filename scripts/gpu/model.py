@@ -1,6 +1,6 @@
 """`garrick bench` on a random checkpoint of a real size: decode against the time of reading weights and K and V once,
 prefill against the time of its multiplications, both at the rates measured just before. By cuBLASLt where there is one, and
-with engine.batch_invariant, by own kernels: what that costs.
+with engine.batch_invariant, by own kernels: what that costs. Decode steps are launched as graphs, and once kernel by kernel.
 """
 
 import argparse
@@ -85,7 +85,8 @@ def main():
                f"{args.prompt_tokens} tokens, {args.output_tokens} generated")
     failures = 0
     large, invariant = ["--set", "scheduler.max_batch_tokens=4096"], ["--set", "engine.batch_invariant=true"]
-    ways = {"default": [], "batch invariant": invariant, "steps of 4096": large,
+    direct = ["--set", "engine.cuda_graphs=false"]
+    ways = {"default": [], "without graphs": direct, "batch invariant": invariant, "steps of 4096": large,
             "steps of 4096, batch invariant": large + invariant}
     for way, settings in ways.items():
         report = bench(folder, args.batches, args, *settings)

@@ -122,7 +122,10 @@ impl SchedulerActor {
         }
         // Before the next plan: that may preempt a sequence, which another lane may then steal and bring to its end.
         match outcome {
-            Ok(output) => deliver(self.lane.complete(output)),
+            Ok(output) => {
+                self.metrics.replayed_steps.increment(output.replayed.into());
+                deliver(self.lane.complete(output))
+            }
             Err(error) => self.step_failed(&error, ctx),
         }
         // The executor has let go of it before it answered.

@@ -47,6 +47,8 @@ pub enum EngineError {
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("{0}")]
+    GpuMemory(String),
     #[error("engine.device is cuda, but {0}")]
     NoGpu(Absent),
     #[error(transparent)]

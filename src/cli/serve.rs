@@ -78,6 +78,6 @@ pub fn engine_exit(error: &EngineError) -> Exit {
         EngineError::Fake(_) | EngineError::Memory(_) | EngineError::Cpu(_) | EngineError::KvOnCpu => Exit::Usage,
         EngineError::Group(GroupError::NoGpu { .. }) => Exit::Unavailable,
         EngineError::Group(_) => Exit::Usage,
-        EngineError::Device(_) | EngineError::NoGpu(_) => Exit::Unavailable,
+        EngineError::Device(_) | EngineError::GpuMemory(_) | EngineError::NoGpu(_) => Exit::Unavailable,
     }
 }

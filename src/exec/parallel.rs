@@ -10,7 +10,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
@@ -66,7 +66,7 @@ impl Fate {
 /// A rank on a thread of its own.
 struct Rank {
     /// None when the group is dropped, which ends the thread.
-    work: Option<Sender<Arc<Work>>>,
+    work: Option<SyncSender<Arc<Work>>>,
     /// One message for each step that was run, whatever came of it; none any more when the thread has ended.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -149,7 +149,7 @@ where
         // What a rank drew from is worth nothing if another failed.
         self.fate.check()?;
         let rows = drawn.expect("a rank that draws nothing has failed")?;
-        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64 })
+        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64, replayed: false })
     }
 }
 
@@ -163,8 +163,8 @@ impl Rank {
     where
         Decoder<O>: Send,
     {
-        let (work, steps) = channel::<Arc<Work>>();
-        let (tell, ended) = channel();
+        let (work, steps) = sync_channel::<Arc<Work>>(1);
+        let (tell, ended) = sync_channel(1);
         let run = move || {
             for work in steps {
                 let outcome = panics::caught(|| step(&mut ops, &mut decoder, &work));

@@ -123,7 +123,9 @@ where
         let mut batch = std::mem::take(&mut self.batch);
         let outcome = self.lay_out(plan, &mut batch).and_then(|()| self.run(plan, &batch)?);
         self.batch = batch;
-        Ok(StepOutput { step: plan.step, rows: outcome?, elapsed_us: started.elapsed().as_micros() as u64 })
+        let rows = outcome?;
+        let replayed = !plan.rows.is_empty() && self.decoder.was_replayed();
+        Ok(StepOutput { step: plan.step, rows, elapsed_us: started.elapsed().as_micros() as u64, replayed })
     }
 }
 

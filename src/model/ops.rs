@@ -150,6 +150,15 @@ pub enum DeviceError {
     Lost(String),
 }
 
+/// What [`Ops::begin_decode`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// The batch is on the device; the step's operations follow.
+    Prepared,
+    /// The whole step, and its logits are there.
+    Done,
+}
+
 /// A device as the decoder sees it.
 ///
 /// Most operations return nothing: a device may run them later. The first error is kept, what follows does nothing, and
@@ -177,8 +186,8 @@ pub trait Ops {
     fn load_rope(&mut self, rope: &RopeSpec, max_positions: usize) -> Self::Rope;
     fn new_rows(&mut self) -> Self::Rows;
     fn new_step(&mut self) -> Self::Step;
-    /// Allocates `num_blocks` blocks of KV for every layer; says how many bytes. Called once, after loading and before the
-    /// first step; what went wrong in loading comes out here too.
+    /// Allocates `num_blocks` blocks of KV for every layer; says how many bytes. Called after loading and before the
+    /// first step; what went wrong in loading comes out here too. Blocks that were there before are given back.
     fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError>;
 
     // ── one step ───────────────────────────────────────────────────────────────────────────────
@@ -187,6 +196,23 @@ pub trait Ops {
     /// Brings a batch to the device. Panics where it is not well-formed: spans overlap, are out of order or
     /// longer than their tables, or two rows have one slot.
     fn prepare(&mut self, batch: &Batch, step: &mut Self::Step);
+    /// [`Ops::prepare`] for a decode step: every row is a sequence's own, and the logits of all are wanted,
+    /// `[rows, vocab_size]`. A device that has kept the operations of such a step may start them all at once.
+    fn begin_decode(
+        &mut self,
+        batch: &Batch,
+        step: &mut Self::Step,
+        _logits: &mut Self::Rows,
+        _vocab_size: usize,
+    ) -> Begun {
+        self.prepare(batch, step);
+        Begun::Prepared
+    }
+    /// Ends the operations of a decode step that was prepared. False: the device wanted to keep them and could not, and
+    /// they are to be asked for once more.
+    fn end_decode(&mut self, _step: &Self::Step, _logits: &mut Self::Rows) -> bool {
+        true
+    }
     /// `out[r] = table[tokens[r]] * scale`.
     fn embed(&mut self, step: &Self::Step, table: &Self::Matrix, scale: f32, out: &mut Self::Rows);
     /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row.

@@ -66,6 +66,8 @@ pub struct StepOutput {
     pub step: u64,
     pub rows: Vec<SeqOutput>,
     pub elapsed_us: u64,
+    /// Whether the device started it as one that it had kept.
+    pub replayed: bool,
 }
 
 #[derive(Debug, Clone)]

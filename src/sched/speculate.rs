@@ -83,7 +83,7 @@ mod tests {
             SeqOutput { seq: rows.seq, sampled, prompt_logprobs: Vec::new() }
         });
         let drafts: usize = plan.rows.iter().map(|rows| rows.drafts().len()).sum();
-        StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 100 + 10 * drafts as u64 }
+        StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 100 + 10 * drafts as u64, replayed: false }
     }
 
     fn step(bench: &mut Bench, text: impl Fn(usize) -> TokenId) -> (StepPlan, Vec<Event>) {

@@ -55,7 +55,7 @@ pub(super) fn answer(plan: &StepPlan, token: TokenId) -> StepOutput {
             rows.tokens[1..].iter().copied().chain(wanted.next).map(logprobs).collect()
         }),
     });
-    StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 1 }
+    StepOutput { step: plan.step, rows: rows.collect(), elapsed_us: 1, replayed: false }
 }
 
 pub(super) fn job(id: u64, prompt_len: usize, max_tokens: u32) -> Job<u64> {

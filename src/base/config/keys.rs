@@ -53,6 +53,7 @@ pub const KEYS: &[Key] = &[
     key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[
         ("f32", Compute::F32), ("bf16", Compute::Bf16), ("int8", Compute::Int8),
     ]))),
+    key("engine.cuda_graphs", |c, v| put(&mut c.engine.cuda_graphs, v.boolean())),
     key("engine.batch_invariant", |c, v| put(&mut c.engine.batch_invariant, v.boolean())),
     key("engine.cuda_libraries", |c, v| put(&mut c.engine.cuda_libraries, opt(v, |v| v.text(4096)))),
     key("engine.cuda_kernels", |c, v| put(&mut c.engine.cuda_kernels, opt(v, |v| v.text(4096)))),

@@ -135,6 +135,8 @@ pub struct Engine {
     pub isa: Isa,
     pub weights: Weights,
     pub compute: Compute,
+    /// Whether decode steps on GPUs are launched as one graph each.
+    pub cuda_graphs: bool,
     /// Whether GPUs use own kernels for every matrix product, in which no row depends on those beside it, even where there
     /// is a faster library; on the CPU it is always so.
     pub batch_invariant: bool,
@@ -156,6 +158,7 @@ impl Default for Engine {
             isa: Isa::Auto,
             weights: Weights::Auto,
             compute: Compute::F32,
+            cuda_graphs: true,
             batch_invariant: false,
             cuda_libraries: None,
             cuda_kernels: None,

@@ -78,6 +78,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("engine.isa", "scalar"),
     ("engine.weights", "int8"),
     ("engine.compute", "bf16"),
+    ("engine.cuda_graphs", "false"),
     ("engine.batch_invariant", "true"),
     ("engine.cuda_libraries", "/opt/cuda/lib:/opt/nccl"),
     ("engine.cuda_kernels", "/var/cache/kernels"),
@@ -283,7 +284,7 @@ fn other_layers_are_named_too() {
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
             "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, \
-             cuda_kernels, cuda_libraries, tensor_parallel, batch_invariant",
+             cuda_graphs, cuda_kernels, cuda_libraries, tensor_parallel, batch_invariant",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),
@@ -324,7 +325,7 @@ fn rules_between_keys_name_both_and_where_they_stand() {
     );
     assert!(error_of("engine: {lanes: 4, threads: 2}", &[], &[], &[]).contains("engine.threads (config.yaml:1:29)"));
     assert_eq!(
-        error_of("engine: {tensor_parallel: 2}", &[], &["engine.device=cpu".into()], &[]),
+        error_of("engine: {tensor_parallel: 2}", &[], &["engine.device=cpu"], &[]),
         "engine.tensor_parallel (config.yaml:1:27) is 2, but must be 1 where engine.device (--set engine.device=cpu) is cpu: \
          GPUs share a model, and threads do without"
     );

@@ -110,6 +110,7 @@ table! {
     PREFIX_HITS Counter, "garrick_prefix_hits_total", ["lane"], "Tokens found there.";
     STEPS Counter, "garrick_steps_total", ["lane"], "Steps run.";
     FAILED_STEPS Counter, "garrick_failed_steps_total", ["lane"], "Of those, steps that failed or panicked.";
+    REPLAYED_STEPS Counter, "garrick_replayed_steps_total", ["lane"], "Steps that a GPU was given as one CUDA graph (engine.cuda_graphs); the others are launched kernel by kernel.";
     STEP_SECONDS Histogram(STEP_S), "garrick_step_seconds", ["lane"], "Duration of one step on the device.";
     STEP_ROWS Histogram(ROWS), "garrick_step_tokens", ["lane"], "Tokens computed in one step: its rows.";
     STEP_SEQUENCES Histogram(SEQUENCES), "garrick_step_sequences", ["lane"], "Sequences in one step: the batch.";

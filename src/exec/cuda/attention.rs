@@ -17,10 +17,10 @@ use crate::model::ops::{Attention, DeviceError, KvDtype, Span};
 /// Threads of a block of any attention kernel.
 const THREADS: u32 = 128;
 /// Positions of a split, and of a tile of K and V.
-const SPLIT_TOKENS: usize = 512;
+pub const SPLIT_TOKENS: usize = 512;
 const TILE_TOKENS: usize = 64;
 /// Queries, pairs of a row and a head, of a tile of decode.
-const DECODE_QUERIES: usize = 16;
+pub const DECODE_QUERIES: usize = 16;
 /// Bytes of records, beyond which spans are decoded in several launches. Each launch has records for as many splits as its
 /// longest context: one long context among many short ones would otherwise take a gigabyte.
 const MOST_RECORD_BYTES: usize = 64 << 20;
@@ -123,7 +123,7 @@ impl Attend<'_> {
         let group = num_heads / num_kv_heads;
         let [mut few, many] = self.step.spans(DECODE_QUERIES / group);
         while !few.spans.is_empty() {
-            let [now, later] = few.split_at(launch_of(self.attention, few.spans));
+            let [now, later] = few.split_at(self.launch_of(few));
             self.decode(decode, now, records, out)?;
             few = later;
         }
@@ -230,23 +230,42 @@ impl Attend<'_> {
         unsafe { merge.start(&**self.device) }
     }
 
-    /// Splits that any of the spans sees.
+    /// How many of the first spans one launch decodes; nothing but their number counts, where the step says how many splits
+    /// there are.
+    fn launch_of(&self, spans: Spans) -> usize {
+        if !self.step.is_filled() {
+            return launch_of(self.attention, spans.spans);
+        }
+        let splits = self.max_splits(spans);
+        let fit = MOST_RECORD_BYTES / (self.attention.num_heads * splits * record_bytes(self.attention));
+        if splits == 1 { spans.spans.len() } else { fit.clamp(1, spans.spans.len()) }
+    }
+
+    /// Splits that any of the spans sees; of single rows at most, where the step says so.
     fn max_splits(&self, spans: Spans) -> usize {
+        if let Some(splits) = self.step.max_splits {
+            let of_window = |window: usize| (window - 1).div_ceil(SPLIT_TOKENS) + 1;
+            return self.attention.window.map_or(splits, |window| splits.min(of_window(window)));
+        }
         spans.spans.iter().map(|span| splits(self.attention, span)).max().unwrap_or(0)
     }
 }
 
 /// How many of the first spans one launch decodes: one, or as many as have room for their records.
 fn launch_of(attention: &Attention, spans: &[Span]) -> usize {
-    let record_bytes = (attention.head_dim + 2) * size_of::<f32>();
     let (mut rows, mut most) = (0, 0);
     let fits = |(count, span): (usize, &Span)| {
         rows = rows.max(span.num_rows as usize);
         most = most.max(splits(attention, span));
         let records = (count + 1) * rows * attention.num_heads * most;
-        count == 0 || most == 1 || records * record_bytes <= MOST_RECORD_BYTES
+        count == 0 || most == 1 || records * record_bytes(attention) <= MOST_RECORD_BYTES
     };
     spans.iter().enumerate().map(fits).take_while(|fits| *fits).count()
+}
+
+/// Of a head's values, and their base and sum.
+fn record_bytes(attention: &Attention) -> usize {
+    (attention.head_dim + 2) * size_of::<f32>()
 }
 
 /// Splits that a span sees.

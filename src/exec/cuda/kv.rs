@@ -95,6 +95,13 @@ impl CudaKv {
         of(&self.values) + self.scales.as_ref().map_or(0, of)
     }
 
+    /// Of K or V of a layer, and of the scales of one.
+    #[cfg(test)]
+    pub fn region_bytes(&self) -> (usize, usize) {
+        let of = |regions: &Regions| regions.block_bytes * self.num_blocks;
+        (of(&self.values), self.scales.as_ref().map_or(0, of))
+    }
+
     /// Of K, V, and the scales of each, as kernels take them; 0 without scales.
     pub fn addresses(&self, layer: usize) -> [Address; 4] {
         let Layer { values: [k, v], scales } = &self.layers[layer];

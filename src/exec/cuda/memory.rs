@@ -66,6 +66,10 @@ impl Drop for Buffer {
     }
 }
 
+/// Of a buffer that grows: small ones need not grow often, large ones not have much to spare.
+const MIN_SCRATCH: usize = 4 << 10;
+const SCRATCH_STEP: usize = 32 << 20;
+
 /// A buffer that grows and is kept.
 #[derive(Default)]
 pub struct Scratch(Option<Buffer>);
@@ -76,7 +80,8 @@ impl Scratch {
         if self.0.as_ref().is_none_or(|buffer| buffer.bytes < bytes) {
             // Freed first, so that both are never there at once.
             self.0 = None;
-            self.0 = Some(Buffer::new(device, bytes.next_power_of_two())?);
+            let size = bytes.clamp(MIN_SCRATCH, SCRATCH_STEP).next_power_of_two();
+            self.0 = Some(Buffer::new(device, bytes.next_multiple_of(size))?);
         }
         Ok(self.0.as_ref().expect("just made"))
     }

@@ -14,8 +14,10 @@ mod attention;
 mod builds;
 pub mod compile;
 pub mod device;
+mod graphs;
 pub mod kernels;
 mod kv;
+mod largest;
 mod launch;
 mod memory;
 mod module;
@@ -36,8 +38,10 @@ use std::sync::Arc;
 
 use self::attention::Records;
 use self::device::{Address, Communicator, Device};
+use self::graphs::Graphs;
 use self::kv::CudaKv;
 pub use self::kv::kv_bytes_per_block;
+pub use self::largest::Limits;
 use self::launch::Launch;
 use self::memory::Scratch;
 pub use self::moe::CudaExperts;
@@ -67,6 +71,7 @@ pub struct CudaOps {
     rounded: Scratch,
     records: Records,
     moe: MoeBuffers,
+    graphs: Graphs,
     sampling: Sampling,
     host: Vec<f32>,
     /// This rank's end of a group of devices that compute one model together.
@@ -87,6 +92,7 @@ impl CudaOps {
             rounded: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
+            graphs: Graphs::default(),
             sampling: Sampling::default(),
             host: Vec::new(),
             communicator: None,
@@ -95,9 +101,10 @@ impl CudaOps {
         }
     }
 
-    /// One rank of several, whose model is a shard: sums are taken over all of them.
+    /// One rank of several, whose model is a shard: sums are taken over all of them. It has no graphs: a rank waits for the
+    /// others inside of a step, which a capture would not have.
     pub fn of_group(device: Arc<dyn Device>, communicator: Arc<dyn Communicator>) -> CudaOps {
-        CudaOps { communicator: Some(communicator), ..CudaOps::new(device) }
+        CudaOps { communicator: Some(communicator), ..CudaOps::new(device).with_graphs(0) }
     }
 
     /// Weights in this format, as far as their roles allow; `None`: as the checkpoint has them. What is not quantised is
@@ -111,9 +118,18 @@ impl CudaOps {
         &self.stored
     }
 
-    /// Another lane on the same device, with KV memory and activations of its own.
+    /// Another lane on the same device, with an order of launches, KV memory and activations of its own.
     pub fn fork(&self) -> CudaOps {
-        CudaOps::new(self.device.clone())
+        let fork = match self.device.beside() {
+            Ok(device) => CudaOps::new(device),
+            Err(error) => CudaOps { error: Some(error), ..CudaOps::new(self.device.clone()) },
+        };
+        fork.with_graphs(self.graphs.max_rows())
+    }
+
+    /// With graphs of decode steps of at most so many rows, of as many as there may be; 0: without.
+    pub fn with_graphs(self, max_rows: usize) -> CudaOps {
+        CudaOps { graphs: Graphs::new(max_rows), ..self }
     }
 
     /// Bytes that the device has left; or what went wrong in loading.

@@ -2,6 +2,7 @@
 
 use super::attention::Attend;
 use super::device::Address;
+use super::graphs::Way;
 use super::kv::CudaKv;
 use super::launch::Launch;
 use super::memory::Buffer;
@@ -12,7 +13,7 @@ use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
 use super::{CudaOps, chunks, sampling};
 use crate::model::draws::{Answers, Requests};
-use crate::model::ops::{Attention, Batch, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
+use crate::model::ops::{Attention, Batch, Begun, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
 use crate::model::weights::Tensor;
 
@@ -59,6 +60,8 @@ impl Ops for CudaOps {
 
     fn allocate_kv(&mut self, spec: &Spec, dtype: KvDtype, num_blocks: usize) -> Result<usize, DeviceError> {
         self.outcome()?;
+        // Never two at once.
+        self.kv = None;
         let kv = self.kv.insert(CudaKv::new(&self.device, spec, dtype, num_blocks)?);
         Ok(kv.bytes())
     }
@@ -69,6 +72,39 @@ impl Ops for CudaOps {
 
     fn prepare(&mut self, batch: &Batch, step: &mut CudaStep) {
         self.run(|ops| step.set(&ops.device, batch));
+    }
+
+    fn begin_decode(&mut self, batch: &Batch, step: &mut CudaStep, logits: &mut CudaRows, vocab_size: usize) -> Begun {
+        let mut way = Way::Direct;
+        match self.graphs.bucket(batch) {
+            None => self.run(|ops| step.set(&ops.device, batch)),
+            Some(bucket) => self.run(|ops| {
+                step.set_filled(&ops.device, batch, bucket)?;
+                way = ops.graphs.begin(&ops.device, bucket)?;
+                Ok(())
+            }),
+        }
+        if way != Way::Replayed {
+            return Begun::Prepared;
+        }
+        logits.show(step.num_batch_rows, vocab_size, Element::F32);
+        Begun::Done
+    }
+
+    fn end_decode(&mut self, step: &CudaStep, logits: &mut CudaRows) -> bool {
+        if !step.is_filled() {
+            return true;
+        }
+        if self.graphs.is_capturing() {
+            let failure = self.error.take();
+            match self.graphs.end(&self.device, failure) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => self.error = Some(error),
+            }
+        }
+        logits.show(step.num_batch_rows, logits.width(), logits.element());
+        true
     }
 
     fn embed(&mut self, step: &CudaStep, table: &CudaMatrix, scale: f32, out: &mut CudaRows) {

@@ -3,17 +3,20 @@
 use std::ffi::c_void;
 use std::sync::Mutex;
 
-use super::device::{Emulator, Shape};
+use super::device::{Emulator, GraphId, Shape};
 use super::*;
 use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
+
+/// What a launch comes to that fails, or panics.
+pub type Fault = fn() -> DeviceError;
 
 /// The emulator's memory, and kernels that do nothing but count, until one fails.
 pub struct Faulty {
     pub memory: Emulator,
     pub launched: Mutex<Vec<&'static str>>,
     /// What a later launch comes to, after so many good ones.
-    pub later: Mutex<Option<(usize, fn() -> DeviceError)>>,
+    pub later: Mutex<Option<(usize, Fault)>>,
     /// The error of the next launch.
     launch: Mutex<Option<DeviceError>>,
     /// The error of the next allocation.
@@ -39,6 +42,14 @@ impl Device for Faulty {
 
     fn free_bytes(&self) -> Result<usize, DeviceError> {
         self.memory.free_bytes()
+    }
+
+    fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        Err(DeviceError::Failed("there is one lane".into()))
+    }
+
+    fn allocations(&self) -> u64 {
+        0
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
@@ -80,6 +91,22 @@ impl Device for Faulty {
 
     fn finish(&self) -> Result<(), DeviceError> {
         self.memory.finish()
+    }
+
+    fn begin_capture(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::Failed("nothing is captured".into()))
+    }
+
+    fn end_capture(&self) -> Result<GraphId, DeviceError> {
+        unreachable!("no capture begins")
+    }
+
+    unsafe fn launch_graph(&self, _: GraphId) -> Result<(), DeviceError> {
+        unreachable!("there is no graph")
+    }
+
+    unsafe fn free_graph(&self, _: GraphId) {
+        unreachable!("there is no graph")
     }
 }
 

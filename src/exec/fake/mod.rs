@@ -72,7 +72,7 @@ impl FakeExecutor {
             self.slots.copy_within(from..from + BLOCK_TOKENS, to);
         }
         let rows = plan.rows.iter().map(|rows| self.compute_rows(rows)).collect::<Result<_, _>>()?;
-        Ok(StepOutput { step: plan.step, rows, elapsed_us: self.spec.cost_us(plan) })
+        Ok(StepOutput { step: plan.step, rows, elapsed_us: self.spec.cost_us(plan), replayed: false })
     }
 
     fn compute_rows(&mut self, rows: &SeqRows) -> Result<SeqOutput, ExecError> {

@@ -9,7 +9,7 @@ use super::*;
 use crate::exec::BLOCK_TOKENS;
 use crate::exec::cuda::CudaOps;
 use crate::exec::cuda::device::{Communicator, Threads};
-use crate::exec::cuda::tests::Faulty;
+use crate::exec::cuda::tests::{Fault, Faulty};
 use crate::model::shard::Shard;
 use crate::model::source;
 use crate::sample::{SampleSpec, SamplingParams};
@@ -58,7 +58,7 @@ fn step(group: &mut TensorParallel<CudaOps>) {
 
 /// Runs this on a thread that has to end in time.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tell, told) = mpsc::channel();
+    let (tell, told) = mpsc::sync_channel(1);
     thread::spawn(move || tell.send(work()));
     told.recv_timeout(LIMIT).expect("an end in time")
 }
@@ -90,7 +90,7 @@ fn every_rank_starts_the_same_operations_and_the_first_draws() {
 
 #[test]
 fn a_rank_that_fails_or_panics_ends_the_step_for_all_and_the_group_is_lost() {
-    let faults: [(fn() -> DeviceError, &str); 3] =
+    let faults: [(Fault, &str); 3] =
         [(failed, "out of memory"), (lost, "fell off the bus"), (panics, "a panic: a wrong shape")];
     for (rank, at) in [(0, 0), (1, 0), (3, 17), (0, 17), (2, 30)] {
         for (fault, text) in faults {

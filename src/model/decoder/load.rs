@@ -44,7 +44,7 @@ impl<O: Ops> Decoder<O> {
             spec: spec.clone(),
             shard,
         };
-        Ok(Self { weights: Arc::new(weights), scratch: Scratch::new(ops) })
+        Ok(Self { weights: Arc::new(weights), scratch: Scratch::new(ops), was_replayed: false })
     }
 }
 

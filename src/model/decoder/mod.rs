@@ -11,7 +11,7 @@ pub use load::Progress;
 
 use std::sync::Arc;
 
-use super::ops::{Batch, DeviceError, MoeWeights, Ops, QkNormWeights};
+use super::ops::{Batch, Begun, DeviceError, MoeWeights, Ops, QkNormWeights};
 use super::shard::Shard;
 use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 
@@ -19,6 +19,8 @@ use super::spec::{LayerSpec, MlpSpec, QkNorm, Spec};
 pub struct Decoder<O: Ops> {
     weights: Arc<Weights<O>>,
     scratch: Scratch<O>,
+    /// Whether the device had kept the last step's operations.
+    was_replayed: bool,
 }
 
 /// Immutable after loading; lanes of one device share it.
@@ -120,6 +122,22 @@ impl<O: Ops> Scratch<O> {
             std::mem::swap(&mut self.step, &mut self.last_step);
         }
     }
+
+    /// Undoes the exchanges of [`Scratch::keep_logit_rows`]: a step finds everything where the one before had it.
+    fn put_back(&mut self, batch: &Batch) {
+        if keeps_some(batch) {
+            std::mem::swap(&mut self.step, &mut self.last_step);
+            for rows in [&mut self.qkv, &mut self.stream] {
+                std::mem::swap(rows, &mut self.gathered);
+            }
+        }
+    }
+}
+
+/// Whether every row is a sequence's own, and all their logits are wanted.
+fn is_decode(batch: &Batch) -> bool {
+    let num_rows = batch.tokens.len();
+    num_rows > 0 && batch.spans.len() == num_rows && batch.logit_rows.len() == num_rows
 }
 
 /// Whether the last layer is for some of the rows, neither none nor all.
@@ -134,7 +152,12 @@ impl<O: Ops> Decoder<O> {
 
     /// Another decoder over the same weights, for another lane of the same device.
     pub fn share(&self, ops: &mut O) -> Self {
-        Self { weights: self.weights.clone(), scratch: Scratch::new(ops) }
+        Self { weights: self.weights.clone(), scratch: Scratch::new(ops), was_replayed: false }
+    }
+
+    /// Whether the device started the last step as one that it had kept, see [`Ops::begin_decode`].
+    pub fn was_replayed(&self) -> bool {
+        self.was_replayed
     }
 
     /// Runs one step and returns the logits of [`Batch::logit_rows`], `[logit_rows, vocab]`. K and V of every row are
@@ -148,41 +171,61 @@ impl<O: Ops> Decoder<O> {
 
     /// The same without waiting: the logits on the device, if any are wanted. Of several shards the first gives them.
     pub fn start<'a>(&'a mut self, ops: &mut O, batch: &Batch) -> Option<&'a O::Rows> {
-        let Self { weights, scratch } = self;
-        let spec = &weights.spec;
-        scratch.prepare(ops, batch);
-        ops.embed(&scratch.step, &weights.embedding, spec.embedding_scale, &mut scratch.stream);
-        if let Some(weight) = weights.layers.first().and_then(|layer| layer.before_attention.as_ref()) {
-            ops.rms_norm(&scratch.stream, weight, spec.norm_eps, &mut scratch.normed);
+        let Self { weights, scratch, was_replayed } = self;
+        *was_replayed = false;
+        if !is_decode(batch) {
+            scratch.prepare(ops, batch);
+            return weights.run(ops, scratch, batch).then_some(&scratch.logits);
         }
-        for (i, layer) in weights.layers.iter().enumerate() {
-            weights.keys_and_values(ops, i, scratch);
-            if i + 1 == weights.layers.len() {
-                if batch.logit_rows.is_empty() {
-                    return None;
-                }
-                scratch.keep_logit_rows(ops, batch);
+        let vocab_size = weights.spec.vocab_size;
+        let begun = ops.begin_decode(batch, &mut scratch.step, &mut scratch.logits, vocab_size);
+        *was_replayed = begun == Begun::Done;
+        if begun == Begun::Prepared {
+            weights.run(ops, scratch, batch);
+            if !ops.end_decode(&scratch.step, &mut scratch.logits) {
+                weights.run(ops, scratch, batch);
+                ops.end_decode(&scratch.step, &mut scratch.logits);
             }
-            weights.attention(ops, i, scratch);
-            let next = match weights.layers.get(i + 1) {
-                Some(next) => next.before_attention.as_ref(),
-                None => Some(&weights.final_norm),
-            };
-            weights.mlp(ops, layer, &spec.layers[i], next, scratch);
         }
-        if !weights.shard.is_first() {
-            return None;
-        }
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
-        if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
-            ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
-        }
-        Some(&scratch.logits)
+        weights.shard.is_first().then_some(&scratch.logits)
     }
 }
 
 impl<O: Ops> Weights<O> {
+    /// All operations of a step that is on the device; false where no logits are wanted, or not of this shard.
+    fn run(&self, ops: &mut O, scratch: &mut Scratch<O>, batch: &Batch) -> bool {
+        let spec = &self.spec;
+        ops.embed(&scratch.step, &self.embedding, spec.embedding_scale, &mut scratch.stream);
+        if let Some(weight) = self.layers.first().and_then(|layer| layer.before_attention.as_ref()) {
+            ops.rms_norm(&scratch.stream, weight, spec.norm_eps, &mut scratch.normed);
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.keys_and_values(ops, i, scratch);
+            if i + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return false;
+                }
+                scratch.keep_logit_rows(ops, batch);
+            }
+            self.attention(ops, i, scratch);
+            let next = match self.layers.get(i + 1) {
+                Some(next) => next.before_attention.as_ref(),
+                None => Some(&self.final_norm),
+            };
+            self.mlp(ops, layer, &spec.layers[i], next, scratch);
+        }
+        scratch.put_back(batch);
+        if !self.shard.is_first() {
+            return false;
+        }
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        ops.matmul(&scratch.normed, head, None, &mut scratch.logits);
+        if spec.logits_scale != 1.0 || spec.final_softcap.is_some() {
+            ops.finish_logits(&mut scratch.logits, spec.logits_scale, spec.final_softcap);
+        }
+        true
+    }
+
     /// Adds `delta` to the residual stream and leaves in `normed` what comes next, where that begins with a norm.
     fn add(&self, ops: &mut O, norm: Option<&O::Vector>, scratch: &mut Scratch<O>) {
         let (Spec { residual_scale, norm_eps, .. }, Scratch { stream, normed, delta, .. }) = (&self.spec, scratch);

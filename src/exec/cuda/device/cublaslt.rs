@@ -1,6 +1,6 @@
 //! Matrix products by NVIDIA's cuBLASLt (CUDA 12 or 13), where it is installed.
 //!
-//! Owns a handle, a workspace and what the library's heuristic chose for each shape. Invariants: sums are float32, also where
+//! Owns a handle and what the library's heuristic chose for each shape. Invariants: sums are float32, also where
 //! a product's depth is divided among blocks, whose parts are added in the workspace in a fixed order, so a step run twice
 //! gives the same bits; the choice depends on the shape alone, never on what was asked before. It does depend on the number
 //! of rows, and with it a row's bits: whoever wants a row independent of its company takes the own kernels.
@@ -119,7 +119,6 @@ pub struct CublasLt {
     handle: Handle,
     /// Of all products: float32 sums, the left matrix transposed.
     description: Description,
-    workspace: Address,
     /// `None`: the library has nothing for the shape.
     choices: Mutex<HashMap<Shape, Option<Algorithm>>>,
     about: String,
@@ -131,11 +130,11 @@ unsafe impl Send for CublasLt {}
 unsafe impl Sync for CublasLt {}
 
 impl CublasLt {
-    /// On the device whose context is this thread's; `workspace` has [`WORKSPACE_BYTES`] there.
+    /// On the device whose context is this thread's.
     ///
     /// # Safety
-    /// The library is cuBLASLt, and the workspace is the caller's until this is dropped.
-    pub unsafe fn open(library: &Opened, workspace: Address) -> Result<CublasLt, String> {
+    /// The library is cuBLASLt.
+    pub unsafe fn open(library: &Opened) -> Result<CublasLt, String> {
         // SAFETY: the types are those of cublasLt.h.
         let functions = unsafe { Functions::load(library)? };
         let (mut handle, mut description) = (null_mut(), null_mut());
@@ -151,7 +150,7 @@ impl CublasLt {
             return Err(error);
         }
         let about = format!("cuBLASLt {}", shown_version(version));
-        let cublaslt = CublasLt { functions, handle, description, workspace, choices: Mutex::default(), about };
+        let cublaslt = CublasLt { functions, handle, description, choices: Mutex::default(), about };
         let of_a: *const i32 = &OP_T;
         // SAFETY: an int32, as the attribute is.
         let set =
@@ -168,17 +167,23 @@ impl CublasLt {
     /// Starts a product on a stream; `None` where the library has nothing for it.
     ///
     /// # Safety
-    /// As [`super::Device::multiply`]; the stream is the one that everything with this workspace goes to.
-    pub unsafe fn multiply(&self, product: &Product, stream: *mut c_void) -> Option<Result<(), DeviceError>> {
+    /// As [`super::Device::multiply`]; the workspace has [`WORKSPACE_BYTES`], and the stream is the one that everything with it
+    /// goes to.
+    pub unsafe fn multiply(
+        &self,
+        product: &Product,
+        workspace: Address,
+        stream: *mut c_void,
+    ) -> Option<Result<(), DeviceError>> {
         // SAFETY: the caller's promise.
-        match unsafe { self.started(product, stream) } {
+        match unsafe { self.started(product, workspace, stream) } {
             Ok(true) => Some(Ok(())),
             Ok(false) => None,
             Err(status) => Some(Err(self.error(status))),
         }
     }
 
-    unsafe fn started(&self, product: &Product, stream: *mut c_void) -> Result<bool, Status> {
+    unsafe fn started(&self, product: &Product, workspace: Address, stream: *mut c_void) -> Result<bool, Status> {
         let Some(algorithm) = self.choice(product)? else { return Ok(false) };
         let layouts = Layouts::new(&self.functions, product, product.m)?;
         let (one, zero) = (1f32, 0f32);
@@ -199,7 +204,7 @@ impl CublasLt {
                 out,
                 layouts.out,
                 &algorithm,
-                self.workspace as *mut c_void,
+                workspace as *mut c_void,
                 WORKSPACE_BYTES,
                 stream,
             )

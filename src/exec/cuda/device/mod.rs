@@ -3,14 +3,20 @@
 //! Everything above speaks of addresses and of kernels by name, so one launch code serves both, and is tested without a GPU.
 
 mod cublaslt;
+mod emulated;
 mod emulator;
 mod group;
 pub mod libraries;
 mod nccl;
 mod nvidia;
 mod nvrtc;
+mod pinned;
+mod staging;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 pub use self::emulator::{Emulator, Order};
 pub use self::group::{Communicator, Threads};
@@ -25,6 +31,9 @@ use crate::model::ops::DeviceError;
 
 /// An address in the device's memory.
 pub type Address = u64;
+
+/// Launches that a device keeps, see [`Device::end_capture`].
+pub type GraphId = u64;
 
 /// A kernel's grid, in blocks, and block, in threads; `shared_bytes` of dynamic shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +76,10 @@ pub trait Device: Send + Sync {
     fn name(&self) -> String;
     /// Bytes that are left.
     fn free_bytes(&self) -> Result<usize, DeviceError>;
+    /// The same device and memory with an order of its own, for another lane. What was asked for here is done before.
+    fn beside(&self) -> Result<Arc<dyn Device>, DeviceError>;
+    /// How often memory was asked for here.
+    fn allocations(&self) -> u64;
     /// Bytes at a multiple of 256, of unspecified content.
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError>;
     /// Gives back what [`Device::allocate`] gave, when all that was asked for before is done.
@@ -89,7 +102,7 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// `to` is followed by that many bytes of one allocation.
     unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError>;
-    /// Starts a kernel; `args` point at its parameters' values, in order.
+    /// Starts a kernel; `args` point at its parameters' values, in order, eight bytes each.
     ///
     /// # Safety
     /// The parameters are those that kernels/README.md lists for the kernel, and what they point to is as it says.
@@ -104,4 +117,21 @@ pub trait Device: Send + Sync {
     }
     /// Waits until all is done.
     fn finish(&self) -> Result<(), DeviceError>;
+
+    // ── graphs ─────────────────────────────────────────────────────────────────────────────────
+    /// From now on kernels that are launched here are kept with their parameters' values instead of being started. Anything
+    /// else that is asked for before [`Device::end_capture`] fails and spoils the capture.
+    fn begin_capture(&self) -> Result<(), DeviceError>;
+    /// What was launched since, as one graph; an error where the capture was spoiled. Either way it is over.
+    fn end_capture(&self) -> Result<GraphId, DeviceError>;
+    /// Starts all of a graph's kernels, one after the other.
+    ///
+    /// # Safety
+    /// The graph is this device's and not freed, and what its kernels' parameters point to is still as they want it.
+    unsafe fn launch_graph(&self, graph: GraphId) -> Result<(), DeviceError>;
+    /// Gives a graph back, when its launches are done.
+    ///
+    /// # Safety
+    /// It is given back once, and not used any more.
+    unsafe fn free_graph(&self, graph: GraphId);
 }

@@ -1,11 +1,13 @@
 //! An NVIDIA GPU through the CUDA driver, which is looked for at run time: nothing of CUDA is needed to build or start.
 //!
-//! Owns one stream, and the kernels loaded for the chip. Invariant: no function of cudarc is called, nor one of its errors
-//! printed, before the driver's library is known to be there; it panics otherwise.
+//! Owns one stream, and the kernels loaded for the chip. Invariants: no function of cudarc is called, nor one of its errors
+//! printed, before the driver's library is known to be there; it panics otherwise. What the host and the GPU copy goes
+//! through pinned memory.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUresult;
@@ -15,7 +17,9 @@ use cudarc::nvrtc::Ptx;
 use super::super::module::{self, Cubin};
 use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
 use super::libraries::Opened;
-use super::{Address, Device, Product, Shape};
+use super::pinned::{self, PinnedPiece};
+use super::staging::Staging;
+use super::{Address, Device, GraphId, Product, Shape};
 use crate::model::ops::DeviceError;
 
 /// Dynamic shared memory that a kernel may have without being asked.
@@ -93,8 +97,10 @@ pub struct Nvidia {
     modules: Vec<Arc<CudaModule>>,
     /// Those that have been launched.
     kernels: Mutex<HashMap<&'static str, Kernel>>,
-    /// With its workspace, which is the stream's.
-    products: Option<(CublasLt, Address)>,
+    staging: Mutex<Staging<PinnedPiece>>,
+    allocations: AtomicU64,
+    /// With a workspace, which is the stream's.
+    products: Option<(Arc<CublasLt>, Address)>,
     name: String,
 }
 
@@ -109,22 +115,35 @@ impl Nvidia {
     /// Loads these kernels for one of [`gpus`].
     pub fn open(gpu: &Gpu, cubins: Vec<Cubin>) -> Result<Nvidia, DeviceError> {
         let context = CudaContext::new(gpu.ordinal).map_err(|e| error("cannot be opened", e))?;
-        // SAFETY: there is one stream, so nothing is to be tracked between streams.
+        // SAFETY: streams share nothing but weights, which are there before the second one is made.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(|e| error("no stream", e))?;
         let load = |cubin: Cubin| context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e));
         let modules = cubins.into_iter().map(load).collect::<Result<_, _>>()?;
-        Ok(Nvidia { context, stream, modules, kernels: Mutex::default(), products: None, name: gpu.name.clone() })
+        Nvidia::with_stream(context.clone(), modules, gpu.name.clone())
+    }
+
+    fn with_stream(
+        context: Arc<CudaContext>,
+        modules: Vec<Arc<CudaModule>>,
+        name: String,
+    ) -> Result<Nvidia, DeviceError> {
+        let stream = context.new_stream().map_err(|e| error("no stream", e))?;
+        let (kernels, staging, allocations) = Default::default();
+        Ok(Nvidia { context, stream, modules, kernels, staging, allocations, products: None, name })
+    }
+
+    fn new_piece(&self) -> Result<PinnedPiece, DeviceError> {
+        PinnedPiece::new(&self.context, &self.stream)
     }
 
     /// Has products done by cuBLASLt from now on, if it starts. Says which it is, as `cuBLASLt 13.0.2`.
     pub fn use_cublaslt(&mut self, opened: &Opened) -> Result<String, String> {
         let workspace = self.allocate(WORKSPACE_BYTES).map_err(|e| e.to_string())?;
-        // SAFETY: found by its name. The workspace is freed after it. `allocate` has bound the context to this thread.
-        match unsafe { CublasLt::open(opened, workspace) } {
+        // SAFETY: found by its name. `allocate` has bound the context to this thread.
+        match unsafe { CublasLt::open(opened) } {
             Ok(products) => {
                 let about = products.about().to_owned();
-                self.products = Some((products, workspace));
+                self.products = Some((Arc::new(products), workspace));
                 Ok(about)
             }
             Err(reason) => {
@@ -166,7 +185,7 @@ impl Nvidia {
 }
 
 /// What the driver says. After most errors of a kernel the context is of no use any more.
-fn error(what: &str, DriverError(code): DriverError) -> DeviceError {
+pub(super) fn error(what: &str, DriverError(code): DriverError) -> DeviceError {
     let message = format!("{what}: {code:?}");
     match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY
@@ -186,8 +205,22 @@ impl Device for Nvidia {
         self.context.mem_get_info().map(|(free, _)| free).map_err(|e| error("memory", e))
     }
 
+    fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
+        self.finish()?;
+        let mut other = Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone())?;
+        if let Some((products, _)) = &self.products {
+            other.products = Some((products.clone(), other.allocate(WORKSPACE_BYTES)?));
+        }
+        Ok(Arc::new(other))
+    }
+
+    fn allocations(&self) -> u64 {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Address, DeviceError> {
         self.bind()?;
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the content is unspecified by contract, and of plain bytes.
         unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
@@ -209,16 +242,16 @@ impl Device for Nvidia {
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), DeviceError> {
         self.bind()?;
-        // The driver has staged pageable memory when this returns (CUDA driver API, "API synchronization behavior").
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("upload", e))
+        unsafe { staging.upload(|| self.new_piece(), to, from) }
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<(), DeviceError> {
         self.bind()?;
-        // SAFETY: the caller's promise; waited for below, while `to` is borrowed.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(|e| error("download", e))?;
-        self.finish()
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's promise.
+        unsafe { staging.download(|| self.new_piece(), to, from) }
     }
 
     unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), DeviceError> {
@@ -247,17 +280,45 @@ impl Device for Nvidia {
     }
 
     unsafe fn multiply(&self, product: &Product) -> Option<Result<(), DeviceError>> {
-        let (products, _) = self.products.as_ref()?;
+        let (products, workspace) = self.products.as_ref()?;
         if let Err(error) = self.bind() {
             return Some(Err(error));
         }
         // SAFETY: the caller's promise; a runtime's stream is a driver's.
-        unsafe { products.multiply(product, self.stream.cu_stream().cast()) }
+        unsafe { products.multiply(product, *workspace, self.stream.cu_stream().cast()) }
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| error("a kernel", e))
+    }
+
+    fn begin_capture(&self) -> Result<(), DeviceError> {
+        self.bind()?;
+        // What other threads do with the context does not concern it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(self.stream.cu_stream(), mode) }.map_err(|e| error("capture", e))
+    }
+
+    fn end_capture(&self) -> Result<GraphId, DeviceError> {
+        self.bind()?;
+        pinned::end_capture(&self.stream)
+    }
+
+    unsafe fn launch_graph(&self, graph: GraphId) -> Result<(), DeviceError> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream.cu_stream()) }
+            .map_err(|e| error("a graph", e))
+    }
+
+    unsafe fn free_graph(&self, graph: GraphId) {
+        // Its last launch may still be under way.
+        if self.finish().is_ok() {
+            // SAFETY: the caller's promise.
+            unsafe { pinned::free_graph(graph) };
+        }
     }
 }
 

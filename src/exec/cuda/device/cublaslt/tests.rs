@@ -48,9 +48,9 @@ impl StandIn {
         unsafe { CStr::from_ptr(function()) }.to_string_lossy().into_owned()
     }
 
-    fn open(&self, workspace: &Workspace) -> Result<CublasLt, String> {
-        // SAFETY: the stand-in, and a workspace that each test keeps for longer.
-        unsafe { CublasLt::open(&self.0, workspace.0.as_ptr() as Address) }
+    fn open(&self) -> Result<CublasLt, String> {
+        // SAFETY: the stand-in.
+        unsafe { CublasLt::open(&self.0) }
     }
 }
 
@@ -65,6 +65,15 @@ impl Workspace {
     fn new(bytes: usize) -> Workspace {
         Workspace(vec![Line([0; 256]); bytes.div_ceil(256)])
     }
+}
+
+thread_local! {
+    static WORKSPACE: Workspace = Workspace::new(WORKSPACE_BYTES);
+}
+
+/// As long as the test runs.
+fn workspace() -> Address {
+    WORKSPACE.with(|workspace| workspace.0.as_ptr() as Address)
 }
 
 /// Small whole numbers, whose products and sums are exact in any order.
@@ -86,7 +95,7 @@ fn product(cublaslt: &CublasLt, [m, n, k]: [usize; 3], element: Element) -> Opti
     let address = |memory: &Workspace| memory.0.as_ptr() as Address;
     let product = Product { out: address(&out), x: address(&x), w: address(&w), m, n, k, element };
     // SAFETY: the matrices have these shapes.
-    unsafe { cublaslt.multiply(&product, null_mut()) }?.unwrap();
+    unsafe { cublaslt.multiply(&product, workspace(), null_mut()) }?.unwrap();
     let bytes: Vec<u8> = out.0.iter().flat_map(|line| line.0).collect();
     let short = |bits: &[u8]| bf16::from_le_bytes([bits[0], bits[1]]).to_f32();
     let found: Vec<f32> = match element {
@@ -104,8 +113,7 @@ fn product(cublaslt: &CublasLt, [m, n, k]: [usize; 3], element: Element) -> Opti
 #[test]
 fn products_are_those_of_rows_with_rows_and_nothing_is_left_behind() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     assert_eq!(cublaslt.about(), "cuBLASLt 13.0.2");
     for shape in [[1, 1, 8], [3, 5, 16], [17, 24, 40], [70, 9, 8], [2, 130, 64]] {
         for element in [Element::F32, Element::Bf16] {
@@ -123,8 +131,7 @@ fn products_are_those_of_rows_with_rows_and_nothing_is_left_behind() {
 #[test]
 fn a_choice_is_asked_for_once_whatever_the_order() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     let asked = |m: usize, n: usize, element: Element| {
         let before = stand_in.count("chosen");
         product(&cublaslt, [m, n, 8], element).unwrap();
@@ -140,8 +147,7 @@ fn a_choice_is_asked_for_once_whatever_the_order() {
 #[test]
 fn what_is_kept_is_bounded() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     for n in 1..=MAX_SHAPES + 1 {
         product(&cublaslt, [1, n, 8], Element::F32).unwrap();
     }
@@ -153,8 +159,7 @@ fn what_is_kept_is_bounded() {
 #[test]
 fn matrices_that_are_less_aligned_are_said_to_be() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     let ((x, _), (w, _), out) = (factors(4, 8, 1), factors(4, 8, 5), Workspace::new(256));
     let address = |memory: &Workspace| memory.0.as_ptr() as Address;
     for offset in [0, 16, 32, 2] {
@@ -168,7 +173,7 @@ fn matrices_that_are_less_aligned_are_said_to_be() {
             element: Element::F32,
         };
         // SAFETY: three rows from there lie in four.
-        unsafe { cublaslt.multiply(&product, null_mut()) }.unwrap().unwrap();
+        unsafe { cublaslt.multiply(&product, workspace(), null_mut()) }.unwrap().unwrap();
     }
     assert_eq!((stand_in.complaint().as_str(), stand_in.count("chosen")), ("", 4));
 }
@@ -176,8 +181,7 @@ fn matrices_that_are_less_aligned_are_said_to_be() {
 #[test]
 fn what_the_library_does_not_do_is_left_to_others_and_asked_for_once() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     for _ in 0..2 {
         assert!(product(&cublaslt, [2, 3, 9], Element::F32).is_none());
     }
@@ -191,11 +195,10 @@ fn what_the_library_does_not_do_is_left_to_others_and_asked_for_once() {
 #[test]
 fn an_error_says_what_failed_and_whether_the_device_is_lost() {
     let Some(stand_in) = StandIn::find() else { return };
-    let workspace = Workspace::new(WORKSPACE_BYTES);
     stand_in.fail("create", 1);
-    let refused = stand_in.open(&workspace).err().unwrap();
+    let refused = stand_in.open().err().unwrap();
     assert_eq!(refused, "cublasLtCreate: not initialised, as without a driver (status 1)");
-    let cublaslt = stand_in.open(&workspace).unwrap();
+    let cublaslt = stand_in.open().unwrap();
     let ((x, _), (w, _), out) = (factors(1, 8, 1), factors(1, 8, 5), Workspace::new(256));
     let address = |memory: &Workspace| memory.0.as_ptr() as Address;
     let one = Product { out: address(&out), x: address(&x), w: address(&w), m: 1, n: 1, k: 8, element: Element::F32 };
@@ -208,7 +211,7 @@ fn an_error_says_what_failed_and_whether_the_device_is_lost() {
     ] {
         stand_in.fail(kind, status);
         // SAFETY: the matrices have these shapes.
-        assert_eq!(unsafe { cublaslt.multiply(&one, null_mut()) }, Some(Err(expected)));
+        assert_eq!(unsafe { cublaslt.multiply(&one, workspace(), null_mut()) }, Some(Err(expected)));
     }
     drop(cublaslt);
     assert_eq!(stand_in.count("alive"), 0);
@@ -221,7 +224,7 @@ fn a_library_that_is_something_else_is_refused() {
     // SAFETY: built by the same script.
     let library = Box::leak(Box::new(unsafe { libloading::Library::new(&shim) }.unwrap()));
     // SAFETY: none of its functions is called.
-    let refused = unsafe { CublasLt::open(&Opened { path: PathBuf::new(), library }, 0) };
+    let refused = unsafe { CublasLt::open(&Opened { path: PathBuf::new(), library }) };
     assert_eq!(refused.err().unwrap(), "it has no function cublasLtGetVersion");
 }
 
