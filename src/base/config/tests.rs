@@ -284,7 +284,7 @@ fn other_layers_are_named_too() {
         (
             error_of("", &[("GARRICK__ENGINE__LANE", "1")], &[], &[]),
             "environment variable GARRICK__ENGINE__LANE: unknown key 'engine.lane'; the keys of engine are lanes, isa, device, threads, compute, weights, max_step_s, \
-             cuda_graphs, cuda_kernels, cuda_libraries, tensor_parallel, batch_invariant",
+             cuda_kernels, cuda_graphs, cuda_libraries, tensor_parallel, batch_invariant",
         ),
         (
             error_of("", &[("GARRICK__engine__lanes", "1")], &[], &[]),

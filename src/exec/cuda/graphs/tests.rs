@@ -235,7 +235,7 @@ fn graphs_are_dropped_where_memory_moves() {
 
 #[test]
 fn what_cannot_be_captured_is_launched_kernel_by_kernel_for_good() {
-    let Some(mut model) = Model::load("llama", KvDtype::Bf16, 8) else { return };
+    let Some(mut model) = Model::load("llama-yarn-head64", KvDtype::Bf16, 8) else { return };
     let batch = decode(&[9, 30, 4], &mut Random(1));
     let expected = model.step(&batch).unwrap();
     // The step that is captured must ask for memory.
@@ -249,7 +249,7 @@ fn what_cannot_be_captured_is_launched_kernel_by_kernel_for_good() {
 
 #[test]
 fn a_graph_whose_memory_was_given_back_is_found_out() {
-    let Some(mut model) = Model::load("llama", KvDtype::Bf16, 8) else { return };
+    let Some(mut model) = Model::load("llama-yarn-head64", KvDtype::Bf16, 8) else { return };
     let batch = decode(&[9, 30], &mut Random(1));
     model.step(&batch).unwrap();
     model.step(&batch).unwrap();
