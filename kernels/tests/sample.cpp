@@ -149,7 +149,7 @@ static void check(const Case& c) {
          "written beyond a buffer");
 }
 
-static const int VOCABS[] = {1, 8, 777, 4096, 4097, 9000};
+static const int VOCABS[] = {1, 8, 777, 4096, 4097, 8192, 9000};
 
 static void test_greedy_and_scores() {
   for (int vocab : VOCABS) {
