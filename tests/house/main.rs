@@ -29,7 +29,9 @@ fn sideways(from: &str, path: &str) -> bool {
     let to = path.split("::").next().unwrap_or_default();
     match from {
         // The word for a token, and nothing else of the model.
-        "kv" | "sample" => path == "model::TokenId",
+        "kv" => path == "model::TokenId",
+        // And what is asked of logits, which devices and `sample` both draw by.
+        "sample" => path == "model::TokenId" || path.starts_with("model::draws::"),
         "sched" => ["kv", "sample"].contains(&to) || path == "model::TokenId",
         "gate" => to == "store",
         "app" => to == "api",
