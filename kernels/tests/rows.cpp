@@ -146,7 +146,7 @@ template <class Delta> static void test_add_scaled(const char* name, const char*
 
 static void test_parts() {
   for (int parts : {1, 2, 5})
-    for (int count : {1, 7, 8, 20, 5000}) {
+    for (int count : {1, 7, 8, 13, 20, 5000}) {
       current_case = "add_parts " + std::to_string(parts) + " of " + std::to_string(count);
       Buffer<float> x(size_t(parts) * count), out(count);
       x.fill(-3, 3);
