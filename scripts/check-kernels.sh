@@ -6,7 +6,7 @@
 #   run       the tests against it, each in three orders of threads; SEED=n repeats a run
 #   sanitize  the same under AddressSanitizer and UndefinedBehaviorSanitizer, in one order
 #   mutants   plants the bugs of kernels/tests/mutants.txt one by one; the tests must find each
-#   compile   every kernel for every chip: no spills, no more registers than kernels/tests/budget.txt allows, and the
+#   compile   every kernel for every chip: no more registers and stack than kernels/tests/budget.txt allows, and the
 #             instructions it asks for. nvcc comes from PyPI, once, into target/cuda-venv (110 MB); where it cannot be
 #             had, the stage is skipped and says so; with CI=true that is a failure. What comes out is compared with
 #             kernels/prebuilt, which the program carries
