@@ -87,6 +87,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::device::{Device, Emulator, Order};
+    use super::super::tests::emulator;
     use super::*;
     use crate::model::source;
 
@@ -95,15 +96,7 @@ mod tests {
     /// A model of 512 positions on the emulator, if its library is there; CI insists.
     fn load(name: &str, bytes: usize) -> Option<(Arc<Emulator>, CudaOps, Decoder<CudaOps>)> {
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let library = project.join("target/kernels/libgarrick_kernels_shim.so");
-        if !library.exists() {
-            let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
-            eprintln!("skipped: {message}");
-            return None;
-        }
-        // SAFETY: built from this tree by the script.
-        let device = Arc::new(unsafe { Emulator::open(&library, Order::Forward) }.unwrap().with_bytes(bytes));
+        let device = Arc::new(emulator(Order::Forward)?.with_bytes(bytes));
         let mut ops = CudaOps::new(device.clone());
         let source = source::open(&project.join("tests/fixtures/models").join(name), None, &mut |_, _| ()).unwrap();
         let decoder = Decoder::load(&mut ops, &source.spec, &source.tensors, &mut |_, _| ()).unwrap();

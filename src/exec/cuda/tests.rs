@@ -1,12 +1,26 @@
 //! What becomes of a device's errors. That launches are right is shown by the golden models on the emulator.
 
 use std::ffi::c_void;
+use std::path::Path;
 use std::sync::Mutex;
 
-use super::device::{Emulator, GraphId, Shape};
+use super::device::{Emulator, GraphId, Order, Shape};
 use super::*;
 use crate::model::ops::{Batch, Ops, Role};
 use crate::model::weights::{Dtype, Tensor};
+
+/// The kernels on the CPU. `None` where their library is missing, which is a failure in CI.
+pub fn emulator(order: Order) -> Option<Emulator> {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/libgarrick_kernels_shim.so");
+    if !library.exists() {
+        let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
+        eprintln!("skipped: {message}");
+        return None;
+    }
+    // SAFETY: built from this tree by the script.
+    Some(unsafe { Emulator::open(&library, order) }.unwrap())
+}
 
 /// What a launch comes to that fails, or panics.
 pub type Fault = fn() -> DeviceError;

@@ -6,7 +6,8 @@ use half::bf16;
 
 use super::super::CudaOps;
 use super::super::attention::Records;
-use super::super::device::{Emulator, Order};
+use super::super::device::Order;
+use super::super::tests::emulator;
 use super::*;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::decoder::Decoder;
@@ -30,19 +31,6 @@ impl Random {
     }
 }
 
-/// `None` where the emulator's library is missing, which is a failure in CI.
-fn emulator() -> Option<Emulator> {
-    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/libgarrick_kernels_shim.so");
-    if !library.exists() {
-        let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
-        eprintln!("skipped: {message}");
-        return None;
-    }
-    // SAFETY: built from this tree by the script.
-    Some(unsafe { Emulator::open(&library, Order::Random(5)) }.unwrap())
-}
-
 /// A model whose KV cache holds numbers that nobody computed.
 struct Model {
     ops: CudaOps,
@@ -56,7 +44,7 @@ impl Model {
     }
 
     fn changed(name: &str, dtype: KvDtype, max_rows: usize, change: fn(&mut Spec)) -> Option<Model> {
-        let mut ops = CudaOps::new(Arc::new(emulator()?)).with_graphs(max_rows);
+        let mut ops = CudaOps::new(Arc::new(emulator(Order::Random(5))?)).with_graphs(max_rows);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
         let mut source = source::open(&folder, None, &mut |_, _| ()).unwrap();
         source.spec.max_positions = MAX_POSITIONS;
@@ -273,7 +261,7 @@ fn steps_with_more_rows_than_asked_for_and_prompts_have_no_graph() {
 
 #[test]
 fn there_are_never_more_graphs_than_allowed() {
-    let Some(emulator) = emulator() else { return };
+    let Some(emulator) = emulator(Order::Random(5)) else { return };
     let (device, mut graphs): (Arc<dyn Device>, _) = (Arc::new(emulator), Graphs::new(MAX_ROWS));
     let bucket = |splits| Bucket { rows: 1, splits };
     for splits in 0..MAX_GRAPHS + 9 {

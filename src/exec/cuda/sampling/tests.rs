@@ -1,29 +1,20 @@
 //! What the kernels draw is what [`sample`] draws, bit for bit. Without the emulator's library (`scripts/check-kernels.sh
 //! shim` makes it) the tests are skipped and say so, except in CI, where its absence is a failure.
 
-use std::path::Path;
-
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::super::CudaOps;
-use super::super::device::{Emulator, Order};
+use super::super::device::Order;
+use super::super::tests::emulator;
 use super::*;
 use crate::model::TokenId;
 use crate::model::draws::NO_TOKEN;
 use crate::model::ops::Ops;
 use crate::sample::{self, History, SampleSpec, SamplingParams, Scratch as SampleScratch, TokenLogprobs};
 
-fn emulator(order: Order) -> Option<Arc<dyn Device>> {
-    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kernels/libgarrick_kernels_shim.so");
-    if !library.exists() {
-        let message = format!("{} is missing: run scripts/check-kernels.sh shim", library.display());
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
-        eprintln!("skipped: {message}");
-        return None;
-    }
-    // SAFETY: built from this tree by the script.
-    Some(Arc::new(unsafe { Emulator::open(&library, order) }.unwrap()))
+fn device(order: Order) -> Option<Arc<dyn Device>> {
+    emulator(order).map(|device| Arc::new(device) as Arc<dyn Device>)
 }
 
 /// Rows of logits on a device.
@@ -144,7 +135,7 @@ fn any_spec() -> impl Strategy<Value = SampleSpec> {
 #[test]
 fn what_is_drawn_is_what_the_host_draws() {
     for (order, cases) in [(Order::Forward, 12), (Order::Random(7), 12)] {
-        let Some(device) = emulator(order) else { return };
+        let Some(device) = device(order) else { return };
         let vocab = prop_oneof![Just(1usize), 2usize..400, Just(4096), Just(4104), 5000usize..13_000];
         let row = || prop::collection::vec(any_spec(), 1..4);
         let rows = (vocab, 1usize..4).prop_flat_map(move |(vocab, rows)| {
@@ -173,7 +164,7 @@ fn what_is_drawn_is_what_the_host_draws() {
 /// More draws and scores than share launches.
 #[test]
 fn many_draws_of_small_rows() {
-    let Some(device) = emulator(Order::Reverse) else { return };
+    let Some(device) = device(Order::Reverse) else { return };
     let num_rows = ROUND + 9;
     let logits = (0..num_rows * 33).map(|i| (i * 31 % 101) as f32 / 9.0).collect();
     let of_row = |row: usize| {
@@ -194,7 +185,7 @@ fn many_draws_of_small_rows() {
 /// A list that overflows, where the row itself is gone through; and one that just does not.
 #[test]
 fn flat_distributions_under_a_large_top_p() {
-    let Some(device) = emulator(Order::Forward) else { return };
+    let Some(device) = device(Order::Forward) else { return };
     for vocab in [8192, 8193, 12_000] {
         let logits = (0..vocab).map(|i| (i * 7919 % vocab) as f32 * 1e-7).collect();
         let drawn = |top_k, seed| {
@@ -207,7 +198,7 @@ fn flat_distributions_under_a_large_top_p() {
 
 #[test]
 fn infinite_logits_and_none_leave_no_choice() {
-    let Some(device) = emulator(Order::Forward) else { return };
+    let Some(device) = device(Order::Forward) else { return };
     let nothing = f32::NEG_INFINITY;
     let logits = [[nothing; 3], [1.0, f32::INFINITY, f32::INFINITY], [nothing, nothing, 2.0]];
     let params =
@@ -219,7 +210,7 @@ fn infinite_logits_and_none_leave_no_choice() {
 
 #[test]
 fn what_is_not_a_number_is_found_even_where_it_is_banned() {
-    let Some(device) = emulator(Order::Forward) else { return };
+    let Some(device) = device(Order::Forward) else { return };
     let mut bench = Bench::new(&device, 3, vec![1.0, f32::NAN, 3.0, 1.0, 2.0, 3.0]);
     let mut requests = Requests::default();
     for row in 0..2 {
