@@ -43,19 +43,19 @@ struct Exchange {
 // One tile of K and V.
 template <class T>
 __device__ __forceinline__ void decode_tile(TileState<T>& s, Ring<T>& ring, const Exchange& e, const Attend<typename T::Kv>& a,
-                                            const Queries<T>& q, int tile) {
+                                            const Queries<T>& q, int begin) {
   const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
   const float factor = a.score.factor();
   float scores[1][2][4], largest[1][2];
-  const bf16* const k = ring.arrive(tile);
+  const bf16* const k = ring.template arrive<false>(begin);
   multiply_keys(scores, s, k + warp * 16 * T::ROW);
-  finish_scores(scores, q, a.score, tile * KV_TILE + warp * 16, ring.scales(false) + warp * 16);
+  finish_scores(scores, q, a.score, begin + warp * 16, ring.scales(false) + warp * 16);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     largest[0][r] = largest_score<T>(scores[0], r);
     if (lane % 4 == 0) e.largest[(lane / 4 + 8 * r) * Exchange::WARPS + warp] = largest[0][r];
   }
-  const bf16* const v = ring.arrive(tile);  // and the largest scores
+  const bf16* const v = ring.template arrive<true>(begin);  // and the largest scores
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float4 of_warps = load_vector<float4>(e.largest + (lane / 4 + 8 * r) * Exchange::WARPS);
@@ -94,19 +94,20 @@ __device__ __forceinline__ void attention_decode(bf16* out, const Records<float>
   const Span span = load_span(a.spans, blockIdx.z);
   const int split = blockIdx.x % records.max_splits;
   const Queries<T> q(a, span, blockIdx.y, blockIdx.x / records.max_splits);
-  const int begin = (first_seen(span.first_position, a.window) / SPLIT_TOKENS + split) * SPLIT_TOKENS;
-  const int first = max(begin, q.first_seen_), end = min(begin + SPLIT_TOKENS, q.last_position + 1);
+  const int start = (first_seen(span.first_position, a.window) / SPLIT_TOKENS + split) * SPLIT_TOKENS;
+  const int first = max(start, q.first_seen_), end = min(start + SPLIT_TOKENS, q.last_position + 1);
   if (q.begin == q.end || first >= end) return;
   bf16* const queries = reinterpret_cast<bf16*>(shared + T::RING_BYTES);
   const Exchange exchange(shared + T::RING_BYTES + T::QUERY_BYTES);
   copy_queries(queries, a, q);
-  Ring<T> ring(a, Context{a.tables + span.table_start, first, end, static_cast<int>(blockIdx.y)}, shared);
+  SHARED(uint32_t, kept, KEPT_TILES * TILE_BLOCKS);
+  const Context context{a.tables + span.table_start, first, end, static_cast<int>(blockIdx.y)};
+  Ring<T> ring(a, context, shared, kept);
   cp_async_wait<T::BUFFERS - 2>();
   __syncthreads();  // the queries are there
   TileState<T> s;
   begin_state(s, queries);
-  for (int tile = first / KV_TILE; tile * KV_TILE < end; ++tile)
-    decode_tile(s, ring, exchange, a, q, tile);
+  for (int begin = first / KV_TILE * KV_TILE; begin < end; begin += KV_TILE) decode_tile(s, ring, exchange, a, q, begin);
   write_split(out, s, q, records, a.num_heads, split);
 }
 

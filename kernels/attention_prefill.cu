@@ -11,9 +11,8 @@ template <class T> struct Totals {
   Softmax* softmax;  // in shared memory: [ROW_TILES * 2, THREADS], at this thread's column
   float* values;     // [rows, num_heads, D]
   int num_heads;
-  bool any;
-  // Puts the splits before in front of the split in `s`, which then stands for all.
-  __device__ __forceinline__ void put_before(TileState<T>& s, const Queries<T>& q) {
+  // Puts the splits before, if there are any, in front of the split in `s`, which then stands for all.
+  __device__ __forceinline__ void put_before(TileState<T>& s, const Queries<T>& q, bool any) {
     MergeFactors f[T::ROW_TILES][2];
 #pragma unroll
     for (int t = 0; t < T::ROW_TILES; ++t)
@@ -34,8 +33,8 @@ template <class T> struct Totals {
       });
     });
   }
-  __device__ __forceinline__ void add(TileState<T>& s, const Queries<T>& q) {
-    put_before(s, q);
+  __device__ __forceinline__ void add(TileState<T>& s, const Queries<T>& q, bool any) {
+    put_before(s, q, any);
     for_rows<T>(q, [&](int t, int r, int query) {
       float* const to = values + q.place(query, num_heads);
       for_dims<T>([&](int j, int half, int dim) {
@@ -43,7 +42,6 @@ template <class T> struct Totals {
         store_vector(to + dim, float2{v[0], v[1]});
       });
     });
-    any = true;
   }
 };
 
@@ -86,36 +84,42 @@ __device__ __forceinline__ void attention_prefill(bf16* out, float* total_values
   copy_queries(queries, a, own);
   // Read where it is needed: registers are all taken.
   Queries<T>& q = *reinterpret_cast<Queries<T>*>(shared + T::RING_BYTES + T::QUERY_BYTES + Totals<T>::BYTES);
-  if (threadIdx.x == 0) q = own;
-  const Context context{a.tables + span.table_start, own.first_seen_, own.last_position + 1, static_cast<int>(blockIdx.y)};
-  Ring<T> ring(a, context, shared);
+  SHARED(Context, context, 1);
+  if (threadIdx.x == 0) {
+    q = own;
+    *context = Context{a.tables + span.table_start, own.first_seen_, own.last_position + 1, static_cast<int>(blockIdx.y)};
+  }
+  __syncthreads();  // what the queries are, and what they see
+  SHARED(uint32_t, kept, KEPT_TILES * TILE_BLOCKS);
+  Ring<T> ring(a, *context, shared, kept);
   cp_async_wait<T::BUFFERS - 2>();
-  __syncthreads();  // the queries are there, and what they are
+  __syncthreads();  // the queries are there
   TileState<T> s;
   begin_state(s, queries);
   Totals<T> totals{reinterpret_cast<Softmax*>(shared + T::RING_BYTES + T::QUERY_BYTES) + threadIdx.x, total_values,
-                   a.num_heads, false};
+                   a.num_heads};
   const float factor = a.score.factor();
-  const int begin = context.first / KV_TILE, end = (context.end + KV_TILE - 1) / KV_TILE;
-  for (int tile = begin; tile < end; ++tile) {
-    if (tile > begin && tile % (SPLIT_TOKENS / KV_TILE) == 0) {
-      totals.add(s, q);
+  // Whether a split ends before `position`, other than where it begins.
+  const auto follows_split = [&](int position) { return (position - 1) / SPLIT_TOKENS > context->first / SPLIT_TOKENS; };
+  for (int begin = context->first / KV_TILE * KV_TILE; begin < context->end; begin += KV_TILE) {
+    if (begin > context->first && begin % SPLIT_TOKENS == 0) {
+      totals.add(s, q, follows_split(begin));
       clear_split(s);
     }
     float scores[T::ROW_TILES][SCORE_TILES][4], largest[T::ROW_TILES][2];
-    const bf16* const k = ring.arrive(tile);
+    const bf16* const k = ring.template arrive<false>(begin);
     multiply_keys(scores, s, k);
-    finish_scores(scores, q, a.score, tile * KV_TILE, ring.scales(false));
+    finish_scores(scores, q, a.score, begin, ring.scales(false));
 #pragma unroll
     for (int t = 0; t < T::ROW_TILES; ++t)
 #pragma unroll
       for (int r = 0; r < 2; ++r) largest[t][r] = largest_score<T>(scores[t], r);
     rebase(s, largest, factor);
     weigh(scores, s, factor);
-    const bf16* const v = ring.arrive(tile);
+    const bf16* const v = ring.template arrive<true>(begin);
     use_weights(s, scores, v, ring.scales(true));
   }
-  if (totals.any) totals.put_before(s, q);
+  if (follows_split(context->end)) totals.put_before(s, q, true);
   for_rows<T>(q, [&](int t, int r, int query) { write_row(out + q.place(query, a.num_heads), s, t, r); });
 }
 

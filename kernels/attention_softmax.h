@@ -57,7 +57,7 @@ __device__ __forceinline__ void finish_scores(float (&scores)[T::ROW_TILES][N][4
 #pragma unroll
       for (int i = 0; i < N * 4; ++i) scores[t][i / 4][i % 4] = score.capped(scores[t][i / 4][i % 4]);
   }
-  if (q.see_whole(position / KV_TILE)) return;
+  if (q.see_whole(position / KV_TILE * KV_TILE)) return;
 #pragma unroll
   for (int t = 0; t < T::ROW_TILES; ++t)
 #pragma unroll

@@ -28,9 +28,9 @@ template <class T> struct Queries {
   __device__ __forceinline__ size_t place(int query, int heads) const {
     return (static_cast<size_t>(span.row_start + row(query)) * heads + head(query)) * T::D;
   }
-  // Whether nothing of this tile of K and V is hidden from any.
-  __device__ __forceinline__ bool see_whole(int tile) const {
-    return tile * KV_TILE >= whole_first && tile * KV_TILE + KV_TILE <= whole_end;
+  // Whether nothing of the tile of K and V that begins there is hidden from any.
+  __device__ __forceinline__ bool see_whole(int begin) const {
+    return begin >= whole_first && begin + KV_TILE <= whole_end;
   }
 };
 

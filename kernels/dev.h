@@ -75,6 +75,11 @@ __device__ __forceinline__ void cp_async16(void* to, const void* from, int bytes
   const uint32_t s = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(from), "r"(bytes) : "memory");
 }
+// The same with 4 bytes.
+__device__ __forceinline__ void cp_async4(void* to, const void* from, int bytes = 4) {
+  const uint32_t s = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(s), "l"(from), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all of this thread's groups but the latest N have arrived.
 template <int N> __device__ __forceinline__ void cp_async_wait() {

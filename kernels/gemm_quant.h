@@ -1,9 +1,10 @@
-// A tile of out = x * w^T on tensor cores for quantised w: bf16 times whole numbers, multi-stage asynchronous copies.
+// A tile of out = x * w^T on tensor cores for quantised w: bf16 times small numbers, multi-stage asynchronous copies.
 //
 // Weights are not rounded: numbers are exact in bf16, a group's products are summed in float32, and its scale comes after.
 // Invariant: every element is, group by group in ascending order of k, `sum = fma(scale, products of the group, sum)`, then
 // with a minimum `sum = fma(min, sum of the group's x, sum)`; zeros behind the end of a group. Both products and sums of x
-// are chains of m16n8k16. So an element's bits depend on its row of x and of w alone, whatever the tile.
+// are chains of m16n8k16. Where a row has one scale, groups' products are added up, and the sum is multiplied by it in the
+// end. So an element's bits depend on its row of x and of w alone, whatever the tile.
 #pragma once
 #include "experts.h"
 #include "gemm.h"
@@ -19,7 +20,8 @@ template <class F_, int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAG
   static constexpr int X_ROW = K + 8, W_ROW = W_BYTES + F::GROUP_BYTES;
   static constexpr int X_BYTES = M * X_ROW * 2, STAGE_BYTES = X_BYTES + N * W_ROW;
   // Records stay for several stages: as many as STAGES stages in a row can meet.
-  static constexpr int RECORDS = (2 * RECORD_K - 1 - K + STAGES * K) / RECORD_K, RECORDS_BYTES = N * F::MAX_RECORD_BYTES;
+  static constexpr int RECORDS = F::OF_ROWS ? 0 : (2 * RECORD_K - 1 - K + STAGES * K) / RECORD_K;
+  static constexpr int RECORDS_BYTES = N * F::MAX_RECORD_BYTES;
   static constexpr int SMEM_BYTES = STAGES * STAGE_BYTES + RECORDS * RECORDS_BYTES;
   static_assert(M_TILES > 0 && N_TILES > 0 && K % GROUP == 0 && RECORD_K % K == 0, "whole fragments, groups and records");
 };
@@ -52,6 +54,12 @@ __device__ __forceinline__ void copy_eight(bf16* to, const bf16* row, int at, in
   store_vector(to, uint4{pairs[0], pairs[1], pairs[2], pairs[3]});
 }
 
+// Where a record of each of the tile's rows of w stands.
+template <class T> __device__ __forceinline__ unsigned char* records_of(unsigned char* memory, int record) {
+  constexpr int SLOTS = T::F::OF_ROWS ? 1 : T::RECORDS;
+  return memory + T::STAGES * T::STAGE_BYTES + record % SLOTS * T::RECORDS_BYTES;
+}
+
 // The columns [stage * T::K, (stage + 1) * T::K) of the tile's rows of x and w, and the records that begin there.
 template <class T, class Rows>
 __device__ __forceinline__ void load_quant_stage(unsigned char* memory, const QuantGemm<typename T::F, Rows>& g, int m0,
@@ -71,9 +79,9 @@ __device__ __forceinline__ void load_quant_stage(unsigned char* memory, const Qu
     const uint8_t* const from = real ? g.w.group(n0 + i, group) + at % GROUP_CHUNKS * 16 : g.w.groups;
     cp_async16(to + T::X_BYTES + i * T::W_ROW + at * 16, from, real ? 16 : 0);
   }
-  if (stage * T::K % RECORD_K) return;
+  if (F::OF_ROWS || stage * T::K % RECORD_K) return;
   const int record = stage * T::K / RECORD_K, parts = record_bytes(g.w.kind) / 16;
-  unsigned char* const slot = memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES;
+  unsigned char* const slot = records_of<T>(memory, record);
   for (int chunk = threadIdx.x; chunk < T::N * parts; chunk += T::THREADS) {
     const int i = chunk / parts, part = chunk % parts * 16;
     const bool real = n0 + i < g.n;
@@ -129,6 +137,11 @@ __device__ __forceinline__ void multiply_group(Sums<T>& sums, const WarpStage<T>
 #pragma unroll
       for (int i = 0; i < T::M_TILES; ++i) mma_16816(products[i], a[half][i], numbers);
       if (half == 0 && !F::HALVED) continue;
+      if constexpr (F::OF_ROWS) {
+#pragma unroll
+        for (int i = 0; i < T::M_TILES; ++i) add_products(sums.of[i][j], products[i], 1.f, 1.f);
+        continue;
+      }
       const Range even = range_of<F>(record, index, half, reader);
       const Range odd = range_of<F>(record + F::MAX_RECORD_BYTES, index, half, reader);
 #pragma unroll
@@ -138,6 +151,24 @@ __device__ __forceinline__ void multiply_group(Sums<T>& sums, const WarpStage<T>
         // All columns have the same sums.
         const float of_x[4] = {x_sums[i][0], x_sums[i][0], x_sums[i][2], x_sums[i][2]};
         if constexpr (F::HAS_MIN) add_products(sums.of[i][j], of_x, even.min, odd.min);
+      }
+    }
+  }
+}
+
+// Each column times the scale of its row of w.
+template <class T> __device__ __forceinline__ void scale_sums(Sums<T>& sums, const Packed<typename T::F>& w, int n, int n0) {
+  const int lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+#pragma unroll
+  for (int j = 0; j < T::N_TILES; ++j) {
+    const int column = n0 + (warp / T::WARPS_M * T::N_TILES + j) * 8 + lane % 4 * 2;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float scale = column + c < n ? w.scale(column + c) : 0.f;
+#pragma unroll
+      for (int i = 0; i < T::M_TILES; ++i) {
+        sums.of[i][j][c] *= scale;
+        sums.of[i][j][2 + c] *= scale;
       }
     }
   }
@@ -161,8 +192,7 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
     if (s + T::STAGES - 1 < stages) load_quant_stage<T>(memory, g, m0, n0, s + T::STAGES - 1);
     cp_async_commit();
     const int first = s * T::GROUPS, record = first / RECORD_GROUPS, index = first % RECORD_GROUPS;
-    const WarpStage<T> stage(memory + s % T::STAGES * T::STAGE_BYTES,
-                             memory + T::STAGES * T::STAGE_BYTES + record % T::RECORDS * T::RECORDS_BYTES);
+    const WarpStage<T> stage(memory + s % T::STAGES * T::STAGE_BYTES, records_of<T>(memory, record));
     const int count = min(T::GROUPS, g.w.row_groups - first);
     // With few rows groups are short, and several are computed at a time.
     if (T::M_TILES == 1 && count == T::GROUPS) {
@@ -173,6 +203,7 @@ __device__ __forceinline__ void quant_tile(Out* out, const QuantGemm<typename T:
       for (int group = 0; group < count; ++group) multiply_group(sums, stage, group, index + group, reader);
     }
   }
+  if constexpr (T::F::OF_ROWS) scale_sums(sums, g.w, g.n, n0);
   write_sums<T>(out, sums, g, m0, n0);
 }
 

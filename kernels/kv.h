@@ -5,17 +5,15 @@
 // `[num_blocks, num_kv_heads, BLOCK_TOKENS]` of its own. Not a number, or infinite, among a token's values makes its scale
 // NaN, and so whatever is read from it.
 #pragma once
+#include "fp8.h"
 #include "values.h"
 
 constexpr int BLOCK_TOKENS = 16;
 constexpr int MAX_HEAD_DIM = 512;
 
-// FP8 E4M3 (OCP 8-bit floating point, revision 1.0): bias 7, no infinities, 448 the largest.
-struct fp8 { uint8_t u; };
-
 template <class Kv> struct KvType { static constexpr bool SCALED = false; };
 template <> struct KvType<int8_t> { static constexpr bool SCALED = true; static constexpr float LARGEST = 127.f; };
-template <> struct KvType<fp8> { static constexpr bool SCALED = true; static constexpr float LARGEST = 448.f; };
+template <> struct KvType<fp8> { static constexpr bool SCALED = true; static constexpr float LARGEST = LARGEST_FP8; };
 
 // Of a token's row in a region of rows: index it by head_dim for K and V, by 1 for scales.
 __device__ __forceinline__ size_t kv_row(uint32_t block, int num_kv_heads, int kv_head, int token) {
@@ -25,25 +23,12 @@ __device__ __forceinline__ size_t kv_row(uint32_t block, int num_kv_heads, int k
 __device__ __forceinline__ uint8_t encode(float x, int8_t) {
   return static_cast<uint8_t>(static_cast<int>(fminf(fmaxf(rintf(x), -127.f), 127.f)));
 }
-// To the nearest, ties to even; |x| is at most 448 and a rounding more.
-__device__ __forceinline__ uint8_t encode(float x, fp8) {
-  const uint32_t bits = __float_as_uint(x), sign = bits >> 24 & 0x80u;
-  const float magnitude = fminf(fabsf(x), 448.f);
-  if (magnitude < 0.015625f)  // 2^-6: multiples of 2^-9
-    return static_cast<uint8_t>(sign | static_cast<uint32_t>(rintf(magnitude * 512.f)));
-  const uint32_t m = __float_as_uint(magnitude);
-  const uint32_t rounded = m + 0x7ffffu + (m >> 20 & 1u);
-  return static_cast<uint8_t>(sign | ((rounded >> 20) - (120u << 3)));
-}
+__device__ __forceinline__ uint8_t encode(float x, fp8) { return encode_fp8(x); }
 
 __device__ __forceinline__ float decode(float x) { return x; }
 __device__ __forceinline__ float decode(bf16 x) { return bf2f(x); }
 __device__ __forceinline__ float decode(int8_t x) { return static_cast<float>(x); }
-// Exact: the bits as a float32 whose exponent is 120 too small.
-__device__ __forceinline__ float decode(fp8 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.u);
-  return __uint_as_float((bits & 0x80u) << 24 | (bits & 0x7fu) << 20) * 1.329227995784916e36f;  // 2^120
-}
+__device__ __forceinline__ float decode(fp8 x) { return decode_fp8(x); }
 
 // The first or second two of a word's elements as two bf16, exactly.
 //
@@ -52,10 +37,8 @@ __device__ __forceinline__ uint32_t decode_two(uint32_t word, int second, int8_t
   const uint32_t bytes = pick_bytes(word, 0x43434343u, second ? 0x4342u : 0x4140u);
   return fma_bf16x2(bytes & 0xff80ff80u, 0xbf80bf80u, bytes & 0xff7fff7fu);
 }
-// An fp8's exponent and mantissa in the place of a bf16's are 2^120 too small.
 __device__ __forceinline__ uint32_t decode_two(uint32_t word, int second, fp8) {
-  const uint32_t bytes = pick_bytes(word, 0u, second ? 0x3424u : 0x1404u);
-  return fma_bf16x2((bytes >> 4 & 0x07f007f0u) | (bytes & 0x80008000u), 0x7b807b80u, 0x80008000u);
+  return decode_fp8x2(pick_bytes(word, 0u, second ? 0x3424u : 0x1404u));
 }
 
 // Stores N of a token's values at `to`; `inverse` is of their scale, where their type has one.

@@ -65,8 +65,7 @@ __device__ __forceinline__ void store_head(Kv* to, float* scale_to, const float*
       largest = fmaxf(largest, fabsf(x[i]));
       poison += x[i] * 0.f;
     }
-#pragma unroll
-    for (int with = WARP_LANES / 2; with > 0; with /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, with));
+    largest = warp_largest(largest);
     poison = warp_sum(poison);
     inverse = largest > 1e-30f ? KvType<Kv>::LARGEST / largest : 0.f;
     if (poison != poison) inverse = 0.f;

@@ -48,16 +48,27 @@ __device__ __forceinline__ float warp_sum(float x) {
   for (int with = WARP_LANES / 2; with > 0; with /= 2) x += __shfl_xor_sync(~0u, x, with);
   return x;
 }
-// The sum over a block of ROW_THREADS, the same in every thread. Every thread of the block must call it.
-__device__ __forceinline__ float block_sum(float x) {
+__device__ __forceinline__ float warp_largest(float x) {
+#pragma unroll
+  for (int with = WARP_LANES / 2; with > 0; with /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, with));
+  return x;
+}
+// What each warp of a block of ROW_THREADS has, put together in their order by `both`; the same in every thread. Every thread
+// of the block must call it.
+template <class Both> __device__ __forceinline__ float of_all_warps(float x, Both both) {
   constexpr int WARPS = ROW_THREADS / WARP_LANES;
   SHARED(float, of_warp, WARPS);
-  x = warp_sum(x);
-  __syncthreads();  // nobody reads the sums of the call before any more
+  __syncthreads();  // nobody reads those of the call before any more
   if (threadIdx.x % WARP_LANES == 0) of_warp[threadIdx.x / WARP_LANES] = x;
   __syncthreads();
-  float sum = 0.f;
+  x = of_warp[0];
 #pragma unroll
-  for (int w = 0; w < WARPS; ++w) sum += of_warp[w];
-  return sum;
+  for (int w = 1; w < WARPS; ++w) x = both(x, of_warp[w]);
+  return x;
+}
+__device__ __forceinline__ float block_sum(float x) {
+  return of_all_warps(warp_sum(x), [](float a, float b) { return a + b; });
+}
+__device__ __forceinline__ float block_largest(float x) {
+  return of_all_warps(warp_largest(x), [](float a, float b) { return fmaxf(a, b); });
 }

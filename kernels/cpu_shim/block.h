@@ -26,7 +26,7 @@ struct Exchange { unsigned mask = 0; Barrier barrier; alignas(16) char slot[2][W
 struct Product { bool is_made = false; unsigned generation = 0; float values[16][8]; };
 struct Warp { unsigned live = 0; Exchange exchanges[MAX_MASKS]; Product product; };
 // A cp.async under way: `bytes` of 16 come from `from`, the rest are zeros.
-struct Copy { void* to; const void* from; unsigned bytes; };
+struct Copy { void* to; const void* from; unsigned bytes, size; };  // zeros from `bytes` to `size`
 struct Fiber {
   Context context;
   dim3 thread{0, 0, 0};

@@ -24,7 +24,7 @@ inline void finish_copies(size_t keep) {
   while (f.groups.size() > keep) {
     for (auto& c : f.groups.front()) {
       memcpy(c.to, c.from, c.bytes);
-      memset(static_cast<char*>(c.to) + c.bytes, 0, 16 - c.bytes);
+      memset(static_cast<char*>(c.to) + c.bytes, 0, c.size - c.bytes);
     }
     f.groups.erase(f.groups.begin());
   }
@@ -68,13 +68,21 @@ template <class V> void store_vector(void* p, const V& v, int line = __builtin_L
   memcpy(p, &v, sizeof v);
 }
 
+namespace shim {
 // The copy happens at its wait; until then the target is NaN.
+inline void begin_copy(void* to, const void* from, int bytes, unsigned size, int line) {
+  check_aligned(to, size, "cp.async writes to an address that is no multiple of its size", line);
+  check_aligned(from, size, "cp.async reads from an address that is no multiple of its size", line);
+  if (bytes < 0 || unsigned(bytes) > size) fault("cp.async of more bytes than its size", line);
+  memset(to, 0xff, size);
+  state().current->open.push_back({to, from, unsigned(bytes), size});
+}
+}  // namespace shim
 inline void cp_async16(void* to, const void* from, int bytes = 16, int line = __builtin_LINE()) {
-  shim::check_aligned(to, 16, "cp.async writes to an address that is no multiple of 16", line);
-  shim::check_aligned(from, 16, "cp.async reads from an address that is no multiple of 16", line);
-  if (bytes < 0 || bytes > 16) shim::fault("cp.async of more than 16 bytes", line);
-  memset(to, 0xff, 16);
-  shim::state().current->open.push_back({to, from, unsigned(bytes)});
+  shim::begin_copy(to, from, bytes, 16, line);
+}
+inline void cp_async4(void* to, const void* from, int bytes = 4, int line = __builtin_LINE()) {
+  shim::begin_copy(to, from, bytes, 4, line);
 }
 inline void cp_async_commit() {
   auto* f = shim::state().current;

@@ -3,6 +3,7 @@
 // dimension is found out. Numbers are those of the cuBLAS documentation, written down apart from the binding's.
 //
 // What a thread has done and what went wrong on it is that thread's alone: stand_in_* ask for it.
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -14,12 +15,13 @@
 namespace {
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
-enum Type { R_32F = 0, R_16BF = 14 };
+enum Type { R_32F = 0, R_16BF = 14, R_8F_E4M3 = 28 };
 constexpr int COMPUTE_32F = 68, OP_N = 0, OP_T = 1;
+constexpr int OUTER_VEC_32F = 3;
 constexpr uint64_t ALGORITHM = 0x616c676f72697468;
 
 struct Handle { int alive; };
-struct Description { int compute, scale, transposed[2]; };
+struct Description { int compute, scale, transposed[2], scale_mode[2]; const float* scales[2]; };
 struct Layout { int type; uint64_t rows, cols; int64_t stride; };
 struct Preference { uint64_t workspace; uint32_t reduction, alignment[4]; };
 struct Algorithm { uint64_t magic, m, n, k, type, alignment, workspace, unused; };
@@ -53,6 +55,11 @@ template <class T> int gone(T* object) {
 
 float value(const void* matrix, int type, uint64_t at) {
     if (type == R_32F) return static_cast<const float*>(matrix)[at];
+    if (type == R_8F_E4M3) {
+        const int byte = static_cast<const uint8_t*>(matrix)[at], exponent = byte >> 3 & 15, fraction = byte & 7;
+        const float size = exponent ? ldexpf(float(8 + fraction), exponent - 10) : ldexpf(float(fraction), -9);
+        return byte & 128 ? -size : size;
+    }
     const uint32_t bits = uint32_t(static_cast<const uint16_t*>(matrix)[at]) << 16;
     float f;
     memcpy(&f, &bits, 4);
@@ -89,7 +96,13 @@ const char* misfit(const Description& d, const Layout& a, const Layout& b, const
     if (left.cols() != right.rows()) return "the inner dimensions differ";
     if (left.rows() != out.rows || right.cols() != out.cols) return "the product's shape is another";
     if (c.rows != out.rows || c.cols != out.cols || c.type != out.type) return "C is not as D";
-    if (a.type != R_16BF || b.type != R_16BF) return "factors are bfloat16";
+    if (a.type != b.type || (a.type != R_16BF && a.type != R_8F_E4M3)) return "factors are both bfloat16, or both E4M3";
+    for (int i = 0; i < 2; i++) {
+        if (a.type == R_8F_E4M3 ? d.scale_mode[i] != OUTER_VEC_32F || !d.scales[i] : d.scale_mode[i] || d.scales[i])
+            return "E4M3 has a scale for each row and column, and nothing else has any";
+        if (uintptr_t(d.scales[i]) % 4) return "a scale is not aligned";
+    }
+    if (a.type == R_8F_E4M3 && (d.transposed[0] != OP_T || d.transposed[1] != OP_N)) return "E4M3 is multiplied by rows";
     return nullptr;
 }
 
@@ -112,12 +125,14 @@ API int cublasLtCreate(Handle** to) {
 API int cublasLtDestroy(Handle* handle) { return gone(handle); }
 
 API int cublasLtMatmulDescCreate(Description** to, int compute, int scale) {
-    return made(to, Description{compute, scale, {OP_N, OP_N}});
+    return made(to, Description{compute, scale, {OP_N, OP_N}, {0, 0}, {nullptr, nullptr}});
 }
 API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* from, size_t bytes) {
-    if (attribute != 3 && attribute != 4) return wrong("only transposes are expected");
-    if (bytes != 4) return wrong("a transpose is an int32");
-    memcpy(&d->transposed[attribute - 3], from, 4);
+    void* to = attribute == 3 || attribute == 4 ? static_cast<void*>(&d->transposed[attribute - 3])
+        : attribute == 17 || attribute == 18 ? static_cast<void*>(&d->scales[attribute - 17])
+        : attribute == 31 || attribute == 32 ? static_cast<void*>(&d->scale_mode[attribute - 31]) : nullptr;
+    if (!to || bytes != (attribute == 17 || attribute == 18 ? 8 : 4)) return wrong("no such attribute, or of another size");
+    memcpy(to, from, bytes);
     return SUCCESS;
 }
 API int cublasLtMatmulDescDestroy(Description* d) { return gone(d); }
@@ -148,7 +163,7 @@ API int cublasLtMatmulAlgoGetHeuristic(Handle*, Description* d, Layout* a, Layou
     chosen++;
     *found = 0;
     // Like the real one, which may have nothing.
-    if (a->rows % 8) return NOT_SUPPORTED;
+    if (a->rows % 8 || (a->type == R_8F_E4M3 && (a->rows % 16 || a->cols % 16))) return NOT_SUPPORTED;
     *found = 1;
     choices[0] = Choice{{ALGORITHM, b->cols, a->cols, a->rows, uint64_t(out->type), p->alignment[0], p->workspace, 0},
                         size_t(p->workspace), SUCCESS, 1, {}};
@@ -176,6 +191,7 @@ API int cublasLtMatmul(Handle* handle, Description* d, const float* alpha, const
             float sum = 0;
             for (uint64_t i = 0; i < left.cols(); i++)
                 sum += value(a, a_layout->type, left.at(row, i)) * value(b, b_layout->type, right.at(i, col));
+            if (d->scales[0]) sum *= d->scales[0][row] * d->scales[1][col];
             sum *= *alpha;
             if (*beta != 0) sum += *beta * value(c, c_layout->type, to.at(row, col));
             put(out, out_layout->type, to.at(row, col), sum);

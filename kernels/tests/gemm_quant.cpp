@@ -10,7 +10,7 @@ static const Tile TILES[] = {{"m16", 16, 32, 128}, {"m64", 64, 64, 128}, {"m128"
 static size_t tile_bytes(const QuantFormat& f, const Tile& t) {
   const int k = t.m == 16 ? 1024 / f.bits : 64, stages = t.m == 16 ? (f.bits == 4 ? 5 : 6) : t.m == 64 ? 4 : 3;
   const int group = 4 * f.bits, row = (k / 32 + 1) * group;
-  const int records = (511 - k + stages * k) / 256, record = !strcmp(f.name, "int8") ? 16 : 32;
+  const int records = (511 - k + stages * k) / 256, record = f.records == ROW ? 0 : !strcmp(f.name, "int8") ? 16 : 32;
   return size_t(stages) * (t.m * (k + 8) * 2 + t.n * row) + size_t(records) * t.n * record;
 }
 static Dim grid_of(const Tile& t, int m, int n, int experts = 1) {
@@ -127,7 +127,47 @@ static void test_experts(const QuantFormat& f, const Tile& t, int rows, int num_
   }
 }
 
+// Activations in FP8, laid out as weights are.
+static void test_to_fp8(int rows, int width, size_t shift) {
+  current_case = "to_fp8 " + std::to_string(rows) + "x" + std::to_string(width);
+  const int groups = (width + 31) / 32;
+  Buffer<bf16> x(size_t(rows) * width, shift);
+  Buffer<uint8_t> out(size_t(rows) * groups * 32);
+  Buffer<float> scales(rows);
+  for (int i = 0; i < rows; ++i)
+    for (int c = 0; c < width; ++c) {
+      const float size = std::ldexp(1.f, i % 5 * 9 - 20) * std::ldexp(1.f, -between(0, 12));
+      assign(x[size_t(i) * width + c], i == 2 ? 0.f : uniform(-size, size));
+    }
+  if (rows > 4) {
+    assign(x[size_t(3) * width], NAN);
+    assign(x[size_t(4) * width + width - 1], -INFINITY);
+  }
+  launch("to_fp8", {uint32_t(rows)}, {256}, 0, out.data(), scales.data(), x.data(), width);
+  expect(out.guards_whole() && scales.guards_whole(), "written beyond its end");
+  for (int i = 0; i < rows; ++i) {
+    double largest = 0;
+    for (int c = 0; c < width; ++c) largest = std::max(largest, double(std::fabs(to_float(x[size_t(i) * width + c]))));
+    const bool spoiled = rows > 4 && (i == 3 || i == 4);
+    expect(spoiled ? std::isnan(scales[i]) : std::fabs(scales[i] - largest / 448) <= 1e-6 * largest, "another scale");
+    for (int c = 0; c < groups * 32; ++c) {
+      const double got = to_double({out[(size_t(i) * groups + c / 32) * 32 + place_of_byte(c % 32)]});
+      if (spoiled || c >= width) {
+        expect(got == 0, "no zero behind the end, or in a row that is not finite");
+        continue;
+      }
+      // Half of the step at this magnitude: of four bits, or of the smallest numbers.
+      const double want = to_float(x[size_t(i) * width + c]), scale = largest / 448;
+      expect(std::fabs(got * scale - want) <= std::max(std::fabs(want) / 16, scale / 1024) * 1.0001, "not the nearest");
+    }
+  }
+}
+
 static void all() {
+  for (int width : {1, 31, 32, 250, 1030}) {
+    test_to_fp8(1, width, 0);
+    test_to_fp8(6, width, width % 2);
+  }
   const Shape shapes[] = {{1, 1, 1}, {2, 33, 8}, {17, 31, 72}, {5, 66, 200}, {70, 64, 96}, {130, 40, 33}, {3, 9, 1608}};
   for (const QuantFormat& f : QUANT_FORMATS) {
     for (const Shape& s : shapes) {

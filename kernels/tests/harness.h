@@ -44,8 +44,16 @@ inline void expect(bool ok, const std::string& what) {
   ++checks;
   if (!ok) fail(what);
 }
+// E4M3 by its definition.
+struct fp8 { uint8_t u; };
+inline double to_double(fp8 x) {
+  const int exponent = x.u >> 3 & 15, mantissa = x.u & 7;
+  const double magnitude = exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+  return x.u & 0x80 ? -magnitude : magnitude;
+}
 inline float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_bits); }
 inline int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_bits); }
+inline fp8 random_fp8() { return {uint8_t(between(0, 126) | between(0, 1) << 7)}; }
 
 // Memory that starts as NaN bytes and, where the tests run on a GPU, has a twin there.
 inline std::shared_ptr<unsigned char> allocate(size_t bytes, [[maybe_unused]] bool holds_pointers) {

@@ -4,8 +4,6 @@
 #include "harness.h"
 
 namespace test {
-struct fp8 { uint8_t u; };
-
 template <class Kv> const char* kv_name();
 template <> inline const char* kv_name<float>() { return "f32"; }
 template <> inline const char* kv_name<bf16>() { return "bf16"; }
@@ -15,12 +13,7 @@ template <> inline const char* kv_name<fp8>() { return "fp8"; }
 inline double element(float x) { return x; }
 inline double element(bf16 x) { return to_float(x); }
 inline double element(int8_t x) { return x; }
-// E4M3 by its definition.
-inline double element(fp8 x) {
-  const int exponent = x.u >> 3 & 15, mantissa = x.u & 7;
-  const double magnitude = exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
-  return x.u & 0x80 ? -magnitude : magnitude;
-}
+inline double element(fp8 x) { return to_double(x); }
 
 template <class Kv> constexpr bool scaled = sizeof(Kv) == 1;
 // The largest absolute error of a rounding that a token's largest magnitude brings, and the relative one beside it.
@@ -61,6 +54,6 @@ template <class Kv> struct Cache {
   static void set(float& to, float x) { to = x; }
   static void set(bf16& to, float x) { to = to_bf16(x); }
   static void set(int8_t& to, float) { to = int8_t(between(-127, 127)); }
-  static void set(fp8& to, float) { to.u = uint8_t(between(0, 126) | between(0, 1) << 7); }
+  static void set(fp8& to, float) { to = random_fp8(); }
 };
 }  // namespace test

@@ -3,12 +3,12 @@
 #include "harness.h"
 
 namespace test {
-enum Records { SCALES, SHARED, SUPER, PAIRS, HALVES };
+enum Records { SCALES, SHARED, SUPER, PAIRS, HALVES, ROW };
 // A kernel's format with one of the records that it takes.
 struct QuantFormat { const char* name; int bits; Records records; };
 inline const QuantFormat QUANT_FORMATS[] = {
     {"int4", 4, SCALES}, {"int4", 4, SHARED},    {"int4", 4, SUPER},     {"int4", 4, PAIRS},
-    {"int8", 8, SCALES}, {"int8_min", 8, SUPER}, {"int8_min", 8, PAIRS}, {"int8_half", 8, HALVES},
+    {"int8", 8, SCALES}, {"int8_min", 8, SUPER}, {"int8_min", 8, PAIRS}, {"int8_half", 8, HALVES}, {"fp8", 8, ROW},
 };
 
 // A float16 of a magnitude between 2^-9 and 2^-5, and what it is.
@@ -18,6 +18,9 @@ inline Half random_half(bool is_signed) {
   return {uint16_t(sign << 15 | exponent << 10 | fraction), (sign ? -1 : 1) * std::ldexp(1024 + fraction, exponent - 25)};
 }
 
+// The place of number i of a group whose numbers have eight bits.
+inline int place_of_byte(int i) { return 8 * (i % 8 / 2) + 4 * (i / 16) + i / 8 % 2 + 2 * (i % 2); }
+
 // Row-major [n, k] in a buffer of groups and records.
 struct QuantMatrix {
   QuantFormat format;
@@ -25,13 +28,24 @@ struct QuantMatrix {
   Buffer<uint8_t> bytes;
   std::vector<double> values;
 
-  static int record_bytes(Records r) { return r == PAIRS || r == HALVES ? 32 : 16; }
+  static int record_bytes(Records r) { return r == ROW ? 4 : r == PAIRS || r == HALVES ? 32 : 16; }
   QuantMatrix(QuantFormat format, int n, int k)
-      : format(format), n(n), k(k), groups((k + 31) / 32), num_records((groups + 7) / 8),
+      : format(format), n(n), k(k), groups((k + 31) / 32),
+        num_records(format.records == ROW ? 1 : (groups + 7) / 8),
         bytes(size_t(n) * (groups * 4 * format.bits + num_records * record_bytes(format.records))),
         values(size_t(n) * k) {
     for (int row = 0; row < n; ++row)
-      for (int r = 0; r < num_records; ++r) fill_record(row, r);
+      for (int r = 0; r < num_records; ++r) format.records == ROW ? fill_row(row) : fill_record(row, r);
+  }
+
+  void fill_row(int row) {
+    const float scale = uniform(-1.f / 64, 1.f / 64);
+    memcpy(&bytes[size_t(n) * groups * 32 + size_t(row) * 4], &scale, 4);
+    for (int i = 0; i < 32 * groups; ++i) {
+      const fp8 number = random_fp8();
+      bytes[(size_t(row) * groups + i / 32) * 32 + place_of_byte(i % 32)] = number.u;
+      if (i < k) values[size_t(row) * k + i] = scale * to_double(number);
+    }
   }
 
   void put_half(uint8_t* at, uint16_t bits) { memcpy(at, &bits, 2); }
@@ -77,6 +91,8 @@ struct QuantMatrix {
             scale[half] = d.value * factor / 16;
           }
           put_half(record + 16, uint16_t(d.bits - (4 << 10)));
+          break;
+        case ROW: abort();  // by fill_row
       }
       fill_group(row, 8 * r + g, scale, min);
     }
@@ -89,7 +105,7 @@ struct QuantMatrix {
       const int number = format.bits == 4 ? between(0, 15) : between(-128, 127);
       const int quarter = i % 8 / 2, p = i / 8, odd = i % 2;
       if (format.bits == 4) group[4 * quarter + (p + 4 * odd) / 2] |= uint8_t(number << (p + 4 * odd) % 2 * 4);
-      else group[8 * quarter + 4 * (p / 2) + p % 2 + 2 * odd] = uint8_t(number);
+      else group[place_of_byte(i)] = uint8_t(number);
       if (32 * g + i < k) values[size_t(row) * k + 32 * g + i] = scale[i / 16] * number + min;
     }
   }

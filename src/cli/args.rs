@@ -87,7 +87,7 @@ pub struct ModelArgs {
     /// Compute threads over all lanes [engine.threads]
     #[arg(long, value_name = "N")]
     pub threads: Option<String>,
-    /// What weights are stored as: auto, f32, f16, bf16, int8, int4, int4_32 or int4_128 [engine.weights]
+    /// What weights are stored as: auto, f32, f16, bf16, fp8, int8, int4, int4_32 or int4_128 [engine.weights]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<String>,
     /// What activations are rounded to: f32, bf16 or int8 [engine.compute]

@@ -222,6 +222,24 @@ fn check_rounded(name: &str, format: Format, is_moe: bool) {
     check_batched(name, new_ops);
 }
 
+/// FP8 has a few bits less than int8, and there is no CPU to compare with: products with it against those that are not rounded.
+#[test]
+fn fp8_is_near() {
+    let Some(device) = cuda(Order::Forward) else { return };
+    for name in ["llama", "mixtral"] {
+        let golden = Golden::read(name);
+        let logits = |format: Option<Format>| {
+            let mut model = Model::load(device().with_weights(format), name, KvDtype::Bf16, None);
+            golden.prompts[..2].iter().flat_map(|prompt| model.prefill(prompt, 48)).collect::<Vec<f32>>()
+        };
+        let (wide, fp8) = (logits(None), logits(Some(Format::Fp8)));
+        let error = rms(&fp8, &wide) / rms(&wide, &vec![0.0; wide.len()]);
+        println!("{name}: fp8 moves logits by {error} of their size");
+        assert!(error > 0.0 && error < 0.2, "{name}: {error}");
+        check_batched(name, || device().with_weights(Some(Format::Fp8)));
+    }
+}
+
 #[test]
 fn llama_rounded() {
     check_rounded("llama", Format::Int8, false);

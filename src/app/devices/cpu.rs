@@ -96,6 +96,7 @@ pub fn weights(config: &Config) -> Option<Format> {
         WeightsChoice::F32 => Some(Format::F32),
         WeightsChoice::F16 => Some(Format::F16),
         WeightsChoice::Bf16 => Some(Format::Bf16),
+        WeightsChoice::Fp8 => Some(Format::Fp8),
         WeightsChoice::Int8 => Some(Format::Int8),
         WeightsChoice::Int4Of32 => Some(Format::Int4Min(1)),
         WeightsChoice::Int4 => Some(Format::Int4Min(2)),

@@ -210,6 +210,8 @@ pub enum Weights {
     F32,
     F16,
     Bf16,
+    /// E4M3 with a scale for each row: 8 bits a weight, on GPUs only.
+    Fp8,
     /// In groups of 32 with a scale: 8.5 bits a weight.
     Int8,
     /// Above a minimum in groups of 64: 4.5 bits a weight.

@@ -73,6 +73,8 @@ pub enum CpuError {
     TooManyThreads(usize),
     #[error("cannot start {0} compute threads: {1}; ask for fewer")]
     NoThreads(usize, std::io::Error),
+    #[error("engine.weights is fp8, which only GPUs keep, and the model runs on the CPU; use auto, int8 or int4")]
+    Fp8Weights,
 }
 
 /// The CPU device of one lane.
@@ -90,6 +92,9 @@ pub struct CpuOps {
 
 impl CpuOps {
     pub fn new(options: CpuOptions) -> Result<CpuOps, CpuError> {
+        if options.weights == Some(Format::Fp8) {
+            return Err(CpuError::Fp8Weights);
+        }
         let best = Isa::detect();
         let isa = options.isa.unwrap_or(best);
         if !isa.is_available() {

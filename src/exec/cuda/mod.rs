@@ -14,6 +14,7 @@ mod attention;
 mod builds;
 pub mod compile;
 pub mod device;
+mod fp8;
 mod graphs;
 pub mod kernels;
 mod kv;
@@ -69,6 +70,8 @@ pub struct CudaOps {
     stored: Vec<Stored>,
     /// Float32 rows that a product wants in bfloat16.
     rounded: Scratch,
+    /// Rows in FP8, and their scales.
+    fp8: Scratch,
     records: Records,
     moe: MoeBuffers,
     graphs: Graphs,
@@ -90,6 +93,7 @@ impl CudaOps {
             weights: None,
             stored: Vec::new(),
             rounded: Scratch::default(),
+            fp8: Scratch::default(),
             records: Records::default(),
             moe: MoeBuffers::default(),
             graphs: Graphs::default(),

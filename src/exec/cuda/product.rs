@@ -4,9 +4,9 @@
 //! has a library for products (`engine.batch_invariant: false`) gives no such promise: there the bits of a row may depend on
 //! how many rows it has beside it, so nothing may compare rows of different steps bit for bit.
 
-use super::device::{Address, Product};
+use super::device::{Address, Factors, Product};
 use super::launch::Launch;
-use super::quant::{Numbers, kernel_of};
+use super::quant::{Numbers, Packing, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::weights::{CudaMatrix, CudaVector};
 use super::{CudaOps, chunks};
@@ -49,6 +49,7 @@ pub const fn quant_tiles(numbers: Numbers) -> [Tile; 3] {
     const fn tile(numbers: Numbers, rows: usize, cols: usize, [depth, stages]: [usize; 2]) -> Tile {
         let x_bytes = rows * (depth + 8) * 2;
         let w_bytes = cols * (depth / 32 + 1) * numbers.group_bytes();
+        // Where a row has one scale, none is copied.
         let records = (511 - depth + stages * depth) / 256;
         let shared_bytes = stages * (x_bytes + w_bytes) + records * cols * numbers.max_record_bytes();
         Tile { rows, cols, threads: if rows == 128 { 256 } else { 128 }, shared_bytes }
@@ -114,19 +115,35 @@ impl CudaOps {
 
     /// Whether the device has something for the product, and has started it.
     fn multiply_by_library(
-        &self,
+        &mut self,
         x: Address,
         w: &CudaMatrix,
         bias: Option<&CudaVector>,
         out: &CudaRows,
     ) -> Result<bool, DeviceError> {
-        let (m, n, k, element) = (out.rows(), w.rows, w.cols, out.element());
+        let (m, n, element) = (out.rows(), w.rows, out.element());
         let [section] = w.sections() else { return Ok(false) };
-        if section.packing.is_some() || m * n * k == 0 {
+        if m * n * w.cols == 0 {
             return Ok(false);
         }
-        let product = Product { out: out.address(), x, w: section.address(), m, n, k, element };
-        // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved.
+        let product = match section.packing {
+            None => Product {
+                out: out.address(),
+                x,
+                w: section.address(),
+                m,
+                n,
+                k: w.cols,
+                element,
+                factors: Factors::Bf16,
+            },
+            // With few rows the memory decides, and they need not be rounded.
+            Some(packing) if packing.numbers == Numbers::Fp8 && m > FEW.rows && self.device.multiplies_fp8() => {
+                self.product_of_fp8(x, packing, section.address(), w.cols, out)?
+            }
+            Some(_) => return Ok(false),
+        };
+        // SAFETY: `[m, k]`, `[n, k]` and `[m, n]`, as asserted and reserved, and a scale for each row of FP8.
         match unsafe { self.device.multiply(&product) } {
             None => return Ok(false),
             Some(started) => started?,
@@ -140,5 +157,26 @@ impl CudaOps {
         // SAFETY: a bias for each column.
         unsafe { self.start(launch)? };
         Ok(true)
+    }
+
+    /// Rounds `x` as the weights are rounded, and says what is to be multiplied.
+    fn product_of_fp8(
+        &mut self,
+        x: Address,
+        packing: Packing,
+        w: Address,
+        cols: usize,
+        out: &CudaRows,
+    ) -> Result<Product, DeviceError> {
+        let (m, n) = (out.rows(), out.width());
+        // Whole groups, of weights as of activations.
+        let (row_bytes, _) = packing.row_bytes(cols);
+        let numbers = self.fp8.reserve(&self.device, m * row_bytes + m * size_of::<f32>())?.address();
+        let x_scales = numbers + (m * row_bytes) as u64;
+        let launch = Launch::new("to_fp8", [m, 1, 1]).address(numbers).address(x_scales).address(x).int(cols);
+        // SAFETY: groups for each row, and a scale behind them.
+        unsafe { self.start(launch)? };
+        let factors = Factors::Fp8 { x_scales, w_scales: w + (n * row_bytes) as u64 };
+        Ok(Product { out: out.address(), x: numbers, w, m, n, k: row_bytes, element: out.element(), factors })
     }
 }

@@ -13,6 +13,7 @@ const RECORD_GROUPS: usize = 8;
 /// A format of the kernels; its name is part of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numbers {
+    Fp8,
     Int4,
     Int8,
     Int8Min,
@@ -23,6 +24,7 @@ pub enum Numbers {
 macro_rules! kernel_of {
     ($before:literal, $numbers:expr, $after:literal) => {
         match $numbers {
+            Numbers::Fp8 => concat!($before, "fp8", $after),
             Numbers::Int4 => concat!($before, "int4", $after),
             Numbers::Int8 => concat!($before, "int8", $after),
             Numbers::Int8Min => concat!($before, "int8_min", $after),
@@ -41,9 +43,13 @@ impl Numbers {
         GROUP * self.bits() / 8
     }
 
-    /// Of the largest record that kernels of the format take.
+    /// Of the largest record of eight groups that kernels of the format take.
     pub const fn max_record_bytes(self) -> usize {
-        if matches!(self, Numbers::Int8) { 16 } else { 32 }
+        match self {
+            Numbers::Fp8 => 0,
+            Numbers::Int8 => 16,
+            Numbers::Int4 | Numbers::Int8Min | Numbers::Int8Half => 32,
+        }
     }
 }
 
@@ -55,6 +61,8 @@ pub enum Records {
     Super = 2,
     Pairs = 3,
     Halves = 4,
+    /// Of a whole row.
+    Row = 5,
 }
 
 /// How a format stands on the device.
@@ -69,6 +77,7 @@ impl Packing {
     pub fn of(format: Format) -> Option<Packing> {
         let (numbers, records) = match format {
             Format::F32 | Format::F16 | Format::Bf16 => return None,
+            Format::Fp8 => (Numbers::Fp8, Records::Row),
             Format::Int8 | Format::Int5 => (Numbers::Int8, Records::Scales),
             Format::Int4 => (Numbers::Int4, Records::Scales),
             Format::Int4Min(1) => (Numbers::Int4, Records::Pairs),
@@ -83,6 +92,7 @@ impl Packing {
 
     const fn record_bytes(self) -> usize {
         match self.records {
+            Records::Row => size_of::<f32>(),
             Records::Scales | Records::Shared | Records::Super => 16,
             Records::Pairs | Records::Halves => 32,
         }
@@ -91,10 +101,18 @@ impl Packing {
     /// Bytes of a row's groups, and of its records.
     pub const fn row_bytes(self, cols: usize) -> (usize, usize) {
         let groups = cols.div_ceil(GROUP);
-        (groups * self.numbers.group_bytes(), groups.div_ceil(RECORD_GROUPS) * self.record_bytes())
+        let records = if matches!(self.records, Records::Row) { 1 } else { groups.div_ceil(RECORD_GROUPS) };
+        (groups * self.numbers.group_bytes(), records * self.record_bytes())
     }
 
-    /// Writes group `index` of a row into the row's groups and records, which were zeros.
+    /// Which of a group's bytes is number `k`, where numbers have eight bits: a lane of the tensor cores has a quarter of a
+    /// column, which is pairs of neighbours, eight apart.
+    pub const fn place_of_byte(k: usize) -> usize {
+        let (quarter, pair, odd) = (k % 8 / 2, k / 8, k % 2);
+        8 * quarter + pair / 2 * 4 + pair % 2 + 2 * odd
+    }
+
+    /// Writes group `index` of a row of integers into the row's groups and records, which were zeros.
     pub fn put(self, kind: Kind, index: usize, group: &Group, groups: &mut [u8], records: &mut [u8]) {
         let group_bytes = self.numbers.group_bytes();
         self.put_numbers(kind, group, &mut groups[index * group_bytes..][..group_bytes]);
@@ -125,18 +143,17 @@ impl Packing {
                     record[2 * at + half] = group.factors[half].wrapping_sub(HALF_ZERO);
                 }
             }
+            Records::Row => unreachable!("rows of integers have no scale of their own"),
         }
     }
 
     fn put_numbers(self, kind: Kind, group: &Group, to: &mut [u8]) {
         for (k, number) in group.numbers.into_iter().enumerate() {
-            // A lane of the tensor cores has a quarter of a column: pairs of neighbours, eight apart.
-            let (quarter, pair, odd) = (k % 8 / 2, k / 8, k % 2);
             if self.numbers.bits() == 4 {
-                let place = pair + 4 * odd;
+                let (quarter, place) = (k % 8 / 2, k / 8 + 4 * (k % 2));
                 to[4 * quarter + place / 2] |= number << (place % 2 * 4);
             } else {
-                to[8 * quarter + pair / 2 * 4 + pair % 2 + 2 * odd] = number.wrapping_sub(kind.zero);
+                to[Packing::place_of_byte(k)] = number.wrapping_sub(kind.zero);
             }
         }
     }
@@ -174,6 +191,7 @@ mod tests {
                 (half(start) * (code & 63) as f32, half(start + 2) * (code >> 6) as f32)
             }
             Records::Halves => (half(start + 16) * f32::from(records[start + 2 * at + i / 16] as i8), 0.0),
+            Records::Row => unreachable!("not of integers"),
         };
         scale * number + min
     }

@@ -17,14 +17,14 @@ macro_rules! sources {
 /// What is compiled, one by one.
 pub static KERNELS: &[Source] = sources! {
     "attention_decode.cu" "attention_merge.cu" "attention_plain.cu" "attention_prefill.cu" "elementwise.cu" "gemm.cu"
-    "gemm_int4.cu" "gemm_int8.cu" "gemm_int8_half.cu" "gemm_int8_min.cu" "moe.cu" "norm.cu" "parts.cu" "rotate_and_store.cu"
+    "gemm_fp8.cu" "gemm_int4.cu" "gemm_int8.cu" "gemm_int8_half.cu" "gemm_int8_min.cu" "moe.cu" "norm.cu" "parts.cu" "rotate_and_store.cu"
     "rows.cu" "sample_best.cu" "sample_draw.cu" "sample_score.cu" "sample_weigh.cu"
 };
 
 /// What these include.
 pub static HEADERS: &[Source] = sources! {
     "attention.h" "attention_copy.h" "attention_records.h" "attention_softmax.h" "attention_tile.h" "dev.h" "experts.h"
-    "gemm.h" "gemm_quant.h" "kv.h" "quant.h" "sample.h" "values.h" "weight.h"
+    "fp8.h" "gemm.h" "gemm_quant.h" "kv.h" "quant.h" "sample.h" "values.h" "weight.h"
 };
 
 /// Changes with any of them.

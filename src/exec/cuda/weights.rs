@@ -6,8 +6,9 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::device::{Address, Device};
+use super::fp8;
 use super::memory::Buffer;
-use super::quant::Packing;
+use super::quant::{Packing, Records};
 use super::rows::Element;
 use crate::exec::format::Format;
 use crate::model::ops::{DeviceError, Role};
@@ -162,6 +163,10 @@ impl Loading<'_> {
         of_rows.enumerate().for_each_init(
             || vec![0.0; self.cols],
             |values, (row, (groups, records))| {
+                if packing.records == Records::Row {
+                    piece.read_row(row, values);
+                    return fp8::put_row(values, groups, records);
+                }
                 format.each_group(piece, row, values, |kind, index, group| {
                     packing.put(kind, index, group, groups, records);
                 });

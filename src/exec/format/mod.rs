@@ -22,6 +22,8 @@ pub enum Format {
     F32,
     F16,
     Bf16,
+    /// E4M3 with a float32 scale for each row: on GPUs only.
+    Fp8,
     /// 8.5 bits a weight.
     Int8,
     /// 4.5 bits.
@@ -59,7 +61,7 @@ impl Format {
     /// What a quantised format is made of.
     pub fn kind(self) -> Option<Kind> {
         match self {
-            Format::F32 | Format::F16 | Format::Bf16 => None,
+            Format::F32 | Format::F16 | Format::Bf16 | Format::Fp8 => None,
             Format::Int8 => Some(Int8::KIND),
             Format::Int4 => Some(Int4::KIND),
             Format::Int4Min(groups) => Some(Kind { groups, ..Int4Min::KIND }),
@@ -88,12 +90,13 @@ impl Format {
         }
     }
 
-    /// The format of a matrix where this one was asked for; `None`: as the file has it. A router is never rounded to
-    /// integers, since a small error sends a token elsewhere. An embedding or head has eight bits at least: every token
-    /// passes it, and in a large model it is little of the whole.
+    /// The format of a matrix where this one was asked for; `None`: as the file has it. A router is never rounded to so few
+    /// bits, since a small error sends a token elsewhere. An embedding or head has eight bits of an integer at least: every
+    /// token passes it, and in a large model it is little of the whole.
     pub fn spared(self, role: Role, parts: &[Tensor]) -> Option<Format> {
         let kind = self.kind();
         match role {
+            Role::Router | Role::Embedding | Role::Head if self == Format::Fp8 => None,
             Role::Router if kind.is_some() => None,
             Role::Embedding | Role::Head if kind.is_some_and(|kind| kind.bits < 8) => {
                 // What the file has rounded already is as small.
@@ -146,6 +149,7 @@ impl fmt::Display for Format {
             Format::F32 => f.write_str("f32"),
             Format::F16 => f.write_str("f16"),
             Format::Bf16 => f.write_str("bf16"),
+            Format::Fp8 => f.write_str("fp8"),
             Format::Int8 => f.write_str("int8"),
             Format::Int4 => f.write_str("q4_0"),
             Format::Int4Min(1) => f.write_str("int4"),

@@ -107,6 +107,7 @@ impl Tile<'_> {
             (_, Format::Bf16) => self.by::<Float<Bf16>>(isa),
             (_, Format::F16) => self.by::<Float<F16>>(isa),
             (_, Format::F32) => self.by::<Float<F32>>(isa),
+            (_, Format::Fp8) => unreachable!("the CPU keeps no weights in fp8"),
             (_, Format::Int8) => self.groups::<Int8>(isa),
             (_, Format::Int4) => self.groups::<Int4>(isa),
             (_, Format::Int4Min(_)) => self.groups::<Int4Min>(isa),

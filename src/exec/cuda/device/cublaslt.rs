@@ -13,12 +13,14 @@ use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
 use super::libraries::{Opened, c_functions};
-use super::{Address, Product};
+use super::{Address, Factors, Product};
 use crate::exec::cuda::rows::Element;
 use crate::model::ops::DeviceError;
 
 /// What NVIDIA recommends for Hopper and later, the most of all chips.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
+/// The GPUs on which products of FP8 may have a scale for each row.
+pub const FP8_CAPABILITY: (i32, i32) = (9, 0);
 /// Shapes whose choice is kept; with more, all are asked for anew.
 const MAX_SHAPES: usize = 1024;
 /// The best alignment that the library asks for, and what `Device::allocate` gives.
@@ -41,12 +43,19 @@ const NOT_SUPPORTED: Status = 15;
 /// `cudaDataType_t`.
 const R_32F: c_int = 0;
 const R_16BF: c_int = 14;
+const R_8F_E4M3: c_int = 28;
 /// `cublasComputeType_t`.
 const COMPUTE_32F: c_int = 68;
 /// `cublasOperation_t`.
 static OP_T: i32 = 1;
 /// `cublasLtMatmulDescAttributes_t`.
 const DESC_TRANSA: c_int = 3;
+const DESC_A_SCALE_POINTER: c_int = 17;
+const DESC_B_SCALE_POINTER: c_int = 18;
+const DESC_A_SCALE_MODE: c_int = 31;
+const DESC_B_SCALE_MODE: c_int = 32;
+/// `cublasLtMatmulMatrixScale_t`: a float32 for each row of the product's, or column; of compute capability 9.0 alone.
+static OUTER_VEC_32F: i32 = 3;
 /// `cublasLtMatmulPreferenceAttributes_t`.
 const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
 const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
@@ -110,6 +119,7 @@ struct Shape {
     n: usize,
     k: usize,
     out: Element,
+    is_fp8: bool,
     /// Of the least aligned matrix, in bytes.
     alignment: u32,
 }
@@ -117,14 +127,12 @@ struct Shape {
 pub struct CublasLt {
     functions: Functions,
     handle: Handle,
-    /// Of all products: float32 sums, the left matrix transposed.
-    description: Description,
     /// `None`: the library has nothing for the shape.
     choices: Mutex<HashMap<Shape, Option<Algorithm>>>,
     about: String,
 }
 
-// SAFETY: the handle may be used by several threads (documentation, "Thread Safety"); the description is not changed.
+// SAFETY: the handle may be used by several threads (documentation, "Thread Safety").
 unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
@@ -137,26 +145,13 @@ impl CublasLt {
     pub unsafe fn open(library: &Opened) -> Result<CublasLt, String> {
         // SAFETY: the types are those of cublasLt.h.
         let functions = unsafe { Functions::load(library)? };
-        let (mut handle, mut description) = (null_mut(), null_mut());
+        let mut handle = null_mut();
         // SAFETY: it takes nothing.
         let version = unsafe { (functions.version)() };
         // SAFETY: a place for a handle.
         check("cublasLtCreate", unsafe { (functions.create)(&mut handle) })?;
-        // SAFETY: a place for a description.
-        let made = unsafe { (functions.create_description)(&mut description, COMPUTE_32F, R_32F) };
-        if let Err(error) = check("cublasLtMatmulDescCreate", made) {
-            // SAFETY: made above, and not used any more.
-            unsafe { (functions.destroy)(handle) };
-            return Err(error);
-        }
         let about = format!("cuBLASLt {}", shown_version(version));
-        let cublaslt = CublasLt { functions, handle, description, choices: Mutex::default(), about };
-        let of_a: *const i32 = &OP_T;
-        // SAFETY: an int32, as the attribute is.
-        let set =
-            unsafe { (cublaslt.functions.set_description)(description, DESC_TRANSA, of_a.cast(), size_of::<i32>()) };
-        check("cublasLtMatmulDescSetAttribute", set)?;
-        Ok(cublaslt)
+        Ok(CublasLt { functions, handle, choices: Mutex::default(), about })
     }
 
     /// As `cuBLASLt 13.0.2`.
@@ -186,13 +181,14 @@ impl CublasLt {
     unsafe fn started(&self, product: &Product, workspace: Address, stream: *mut c_void) -> Result<bool, Status> {
         let Some(algorithm) = self.choice(product)? else { return Ok(false) };
         let layouts = Layouts::new(&self.functions, product, product.m)?;
+        let described = Described::new(&self.functions, product.factors)?;
         let (one, zero) = (1f32, 0f32);
         let out = product.out as *mut c_void;
         // SAFETY: the layouts are the matrices', by the caller's promise; alpha and beta are read before it returns.
         let status = unsafe {
             (self.functions.multiply)(
                 self.handle,
-                self.description,
+                described.description,
                 (&raw const one).cast(),
                 product.w as *const c_void,
                 layouts.w,
@@ -229,6 +225,7 @@ impl CublasLt {
             n: product.n,
             k: product.k,
             out: product.element,
+            is_fp8: matches!(product.factors, Factors::Fp8 { .. }),
             alignment: 1 << alignment,
         };
         let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -245,12 +242,13 @@ impl CublasLt {
 
     fn ask(&self, product: &Product, shape: Shape) -> Result<Option<Algorithm>, Status> {
         let layouts = Layouts::new(&self.functions, product, shape.m)?;
+        let described = Described::new(&self.functions, product.factors)?;
         let limits = Limits::new(&self.functions, shape.alignment)?;
         let (mut choice, mut found) = (Choice::default(), 0);
         // SAFETY: all are this library's and stand until it returns; there is room for the one choice asked for.
         let status = unsafe {
             let Layouts { w, x, out, .. } = layouts;
-            let (handle, description) = (self.handle, self.description);
+            let (handle, description) = (self.handle, described.description);
             (self.functions.choose)(handle, description, w, x, out, out, limits.preference, 1, &mut choice, &mut found)
         };
         match status {
@@ -271,10 +269,53 @@ impl CublasLt {
 
 impl Drop for CublasLt {
     fn drop(&mut self) {
-        // SAFETY: both are this library's, and nobody else has them.
-        unsafe {
-            (self.functions.destroy_description)(self.description);
-            (self.functions.destroy)(self.handle);
+        // SAFETY: this library's, and nobody else has it.
+        unsafe { (self.functions.destroy)(self.handle) };
+    }
+}
+
+/// What a product computes: float32 sums, the left matrix transposed, and where FP8 has its scales.
+struct Described<'a> {
+    functions: &'a Functions,
+    description: Description,
+}
+
+impl<'a> Described<'a> {
+    fn new(functions: &'a Functions, factors: Factors) -> Result<Described<'a>, Status> {
+        let mut described = Described { functions, description: null_mut() };
+        // SAFETY: a place for a description.
+        match unsafe { (functions.create_description)(&mut described.description, COMPUTE_32F, R_32F) } {
+            0 => {}
+            status => return Err(status),
+        }
+        described.set(DESC_TRANSA, &OP_T)?;
+        if let Factors::Fp8 { x_scales, w_scales } = factors {
+            for (mode, pointer, scales) in [
+                (DESC_A_SCALE_MODE, DESC_A_SCALE_POINTER, w_scales),
+                (DESC_B_SCALE_MODE, DESC_B_SCALE_POINTER, x_scales),
+            ] {
+                described.set(mode, &OUTER_VEC_32F)?;
+                described.set(pointer, &scales)?;
+            }
+        }
+        Ok(described)
+    }
+
+    fn set<T: bytemuck::Pod>(&self, attribute: c_int, value: &T) -> Result<(), Status> {
+        // SAFETY: the attribute's type is T, and it is copied.
+        let status = unsafe {
+            let value: *const T = value;
+            (self.functions.set_description)(self.description, attribute, value.cast(), size_of::<T>())
+        };
+        if status == 0 { Ok(()) } else { Err(status) }
+    }
+}
+
+impl Drop for Described<'_> {
+    fn drop(&mut self) {
+        if !self.description.is_null() {
+            // SAFETY: made by this library, and used by nobody any more.
+            unsafe { (self.functions.destroy_description)(self.description) };
         }
     }
 }
@@ -295,6 +336,10 @@ impl<'a> Layouts<'a> {
             Element::F32 => R_32F,
             Element::Bf16 => R_16BF,
         };
+        let factor_type = match product.factors {
+            Factors::Bf16 => R_16BF,
+            Factors::Fp8 { .. } => R_8F_E4M3,
+        };
         // Dropped with what was made, where the next fails.
         let mut layouts = Layouts { functions, w: null_mut(), x: null_mut(), out: null_mut() };
         let create = |layout: &mut Layout, of: c_int, rows: usize, cols: usize| {
@@ -302,8 +347,8 @@ impl<'a> Layouts<'a> {
             let status = unsafe { (functions.create_layout)(layout, of, rows as u64, cols as u64, rows as i64) };
             if status == 0 { Ok(()) } else { Err(status) }
         };
-        create(&mut layouts.w, R_16BF, k, n)?;
-        create(&mut layouts.x, R_16BF, k, m)?;
+        create(&mut layouts.w, factor_type, k, n)?;
+        create(&mut layouts.x, factor_type, k, m)?;
         create(&mut layouts.out, out_type, n, m)?;
         Ok(layouts)
     }

@@ -18,7 +18,7 @@ use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
 use super::emulated::{Copies, EmulatedPiece, Graphs, Work, Written};
 use super::libraries::Opened;
 use super::staging::Staging;
-use super::{Address, Device, GraphId, Product, Shape};
+use super::{Address, Device, Factors, GraphId, Product, Shape};
 use crate::model::ops::DeviceError;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, usize, *mut *mut c_void, u32) -> c_int;
@@ -269,7 +269,11 @@ impl Device for Emulator {
         let mut graphs = lock(&self.graphs);
         if graphs.is_capturing() {
             let memory = lock(&self.memory);
-            let addresses = [product.out, product.x, product.w, *workspace];
+            let scales = match product.factors {
+                Factors::Bf16 => [0; 2],
+                Factors::Fp8 { x_scales, w_scales } => [x_scales, w_scales],
+            };
+            let addresses = [product.out, product.x, product.w, *workspace, scales[0], scales[1]];
             let memory = addresses.into_iter().filter_map(|address| memory.start_of(address)).collect();
             graphs.write(Written { work: Work::Product(*product), memory });
             return Some(Ok(()));
@@ -280,6 +284,10 @@ impl Device for Emulator {
         }
         // SAFETY: the caller's promise; there are no streams here.
         unsafe { products.multiply(product, *workspace, null_mut()) }
+    }
+
+    fn multiplies_fp8(&self) -> bool {
+        self.products.is_some()
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

@@ -43,7 +43,18 @@ pub struct Shape {
     pub shared_bytes: u32,
 }
 
-/// `out = x · wᵀ`: x `[m, k]` and w `[n, k]` of bfloat16, out `[m, n]` of `element`, row-major and dense; sums are float32.
+/// What the matrices of a product hold.
+#[derive(Debug, Clone, Copy)]
+pub enum Factors {
+    Bf16,
+    /// E4M3; each row of x and of w is to be multiplied by its scale, float32 at these addresses.
+    Fp8 {
+        x_scales: Address,
+        w_scales: Address,
+    },
+}
+
+/// `out = x · wᵀ`: x `[m, k]` and w `[n, k]` of factors, out `[m, n]` of `element`, row-major and dense; sums are float32.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
     pub out: Address,
@@ -53,6 +64,7 @@ pub struct Product {
     pub n: usize,
     pub k: usize,
     pub element: Element,
+    pub factors: Factors,
 }
 
 /// A GPU with its kernels loaded, from where they are found without anything configured.
@@ -114,6 +126,10 @@ pub trait Device: Send + Sync {
     /// The addresses are followed by as many values of one allocation each; no dimension is 0.
     unsafe fn multiply(&self, _product: &Product) -> Option<Result<(), DeviceError>> {
         None
+    }
+    /// Whether [`Device::multiply`] may do products of FP8.
+    fn multiplies_fp8(&self) -> bool {
+        false
     }
     /// Waits until all is done.
     fn finish(&self) -> Result<(), DeviceError>;

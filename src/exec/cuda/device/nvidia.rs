@@ -15,7 +15,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverEr
 use cudarc::nvrtc::Ptx;
 
 use super::super::module::{self, Cubin};
-use super::cublaslt::{CublasLt, WORKSPACE_BYTES};
+use super::cublaslt::{self, CublasLt, WORKSPACE_BYTES};
 use super::libraries::Opened;
 use super::pinned::{self, PinnedPiece};
 use super::staging::Staging;
@@ -102,6 +102,7 @@ pub struct Nvidia {
     /// With a workspace, which is the stream's.
     products: Option<(Arc<CublasLt>, Address)>,
     name: String,
+    capability: (i32, i32),
 }
 
 #[derive(Clone)]
@@ -119,17 +120,18 @@ impl Nvidia {
         unsafe { context.disable_event_tracking() };
         let load = |cubin: Cubin| context.load_module(Ptx::from_binary(cubin.bytes)).map_err(|e| error(&cubin.name, e));
         let modules = cubins.into_iter().map(load).collect::<Result<_, _>>()?;
-        Nvidia::with_stream(context.clone(), modules, gpu.name.clone())
+        Nvidia::with_stream(context.clone(), modules, gpu.name.clone(), gpu.capability)
     }
 
     fn with_stream(
         context: Arc<CudaContext>,
         modules: Vec<Arc<CudaModule>>,
         name: String,
+        capability: (i32, i32),
     ) -> Result<Nvidia, DeviceError> {
         let stream = context.new_stream().map_err(|e| error("no stream", e))?;
         let (kernels, staging, allocations) = Default::default();
-        Ok(Nvidia { context, stream, modules, kernels, staging, allocations, products: None, name })
+        Ok(Nvidia { context, stream, modules, kernels, staging, allocations, products: None, name, capability })
     }
 
     fn new_piece(&self) -> Result<PinnedPiece, DeviceError> {
@@ -207,7 +209,8 @@ impl Device for Nvidia {
 
     fn beside(&self) -> Result<Arc<dyn Device>, DeviceError> {
         self.finish()?;
-        let mut other = Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone())?;
+        let mut other =
+            Nvidia::with_stream(self.context.clone(), self.modules.clone(), self.name.clone(), self.capability)?;
         if let Some((products, _)) = &self.products {
             other.products = Some((products.clone(), other.allocate(WORKSPACE_BYTES)?));
         }
@@ -286,6 +289,10 @@ impl Device for Nvidia {
         }
         // SAFETY: the caller's promise; a runtime's stream is a driver's.
         unsafe { products.multiply(product, *workspace, self.stream.cu_stream().cast()) }
+    }
+
+    fn multiplies_fp8(&self) -> bool {
+        self.products.is_some() && self.capability == cublaslt::FP8_CAPABILITY
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

@@ -93,7 +93,8 @@ fn product(cublaslt: &CublasLt, [m, n, k]: [usize; 3], element: Element) -> Opti
     let ((x, x_values), (w, w_values)) = (factors(m, k, 1), factors(n, k, 5));
     let out = Workspace::new(m * n * element.bytes());
     let address = |memory: &Workspace| memory.0.as_ptr() as Address;
-    let product = Product { out: address(&out), x: address(&x), w: address(&w), m, n, k, element };
+    let product =
+        Product { out: address(&out), x: address(&x), w: address(&w), m, n, k, element, factors: Factors::Bf16 };
     // SAFETY: the matrices have these shapes.
     unsafe { cublaslt.multiply(&product, workspace(), null_mut()) }?.unwrap();
     let bytes: Vec<u8> = out.0.iter().flat_map(|line| line.0).collect();
@@ -171,6 +172,7 @@ fn matrices_that_are_less_aligned_are_said_to_be() {
             n: 4,
             k: 8,
             element: Element::F32,
+            factors: Factors::Bf16,
         };
         // SAFETY: three rows from there lie in four.
         unsafe { cublaslt.multiply(&product, workspace(), null_mut()) }.unwrap().unwrap();
@@ -201,7 +203,16 @@ fn an_error_says_what_failed_and_whether_the_device_is_lost() {
     let cublaslt = stand_in.open().unwrap();
     let ((x, _), (w, _), out) = (factors(1, 8, 1), factors(1, 8, 5), Workspace::new(256));
     let address = |memory: &Workspace| memory.0.as_ptr() as Address;
-    let one = Product { out: address(&out), x: address(&x), w: address(&w), m: 1, n: 1, k: 8, element: Element::F32 };
+    let one = Product {
+        out: address(&out),
+        x: address(&x),
+        w: address(&w),
+        m: 1,
+        n: 1,
+        k: 8,
+        element: Element::F32,
+        factors: Factors::Bf16,
+    };
     let text = |what: &str| format!("cuBLASLt 13.0.2: {what}");
     for (kind, status, expected) in [
         ("choose", INTERNAL_ERROR, DeviceError::Lost(text("an internal error (status 14)"))),
