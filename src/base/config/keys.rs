@@ -48,7 +48,8 @@ pub const KEYS: &[Key] = &[
     ]))),
     key("engine.weights", |c, v| put(&mut c.engine.weights, v.word(&[
         ("auto", Weights::Auto), ("f32", Weights::F32), ("f16", Weights::F16), ("bf16", Weights::Bf16),
-        ("fp8", Weights::Fp8), ("int8", Weights::Int8), ("int4", Weights::Int4), ("int4_32", Weights::Int4Of32), ("int4_128", Weights::Int4Of128),
+        ("fp8", Weights::Fp8), ("int8", Weights::Int8), ("int4", Weights::Int4),
+        ("int4_32", Weights::Int4Of32), ("int4_128", Weights::Int4Of128),
     ]))),
     key("engine.compute", |c, v| put(&mut c.engine.compute, v.word(&[
         ("f32", Compute::F32), ("bf16", Compute::Bf16), ("int8", Compute::Int8),
