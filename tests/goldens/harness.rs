@@ -94,11 +94,16 @@ impl<O: Ops> Model<O> {
         Self::open_shard(ops, path, dtype, max_model_len, Shard::WHOLE)
     }
 
-    pub fn open_shard(mut ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>, shard: Shard) -> Self {
-        let ModelSource { spec, tensors, .. } = source::open(path, max_model_len, &mut |_, _| ()).unwrap();
+    pub fn open_shard(ops: O, path: &Path, dtype: KvDtype, max_model_len: Option<usize>, shard: Shard) -> Self {
+        let source = source::open(path, max_model_len, &mut |_, _| ()).unwrap();
+        Self::of_source(ops, &source, dtype, shard)
+    }
+
+    pub fn of_source(mut ops: O, source: &ModelSource, dtype: KvDtype, shard: Shard) -> Self {
+        let ModelSource { spec, tensors, .. } = source;
         let mut last = (0, 1);
         let mut progress = |done, total| last = (done, total);
-        let decoder = Decoder::load_shard(&mut ops, &spec, &tensors, shard, &mut progress).unwrap();
+        let decoder = Decoder::load_shard(&mut ops, spec, tensors, shard, &mut progress).unwrap();
         assert_eq!(last.0, last.1, "the bytes of all tensors, and those that were loaded");
         ops.allocate_kv(decoder.spec(), dtype, NUM_BLOCKS).expect("memory for KV");
         Self { ops, decoder, vocab: spec.vocab_size }

@@ -28,6 +28,7 @@ macro_rules! models {
 
 mod cuda;
 mod executor;
+mod fp8;
 mod harness;
 mod naive;
 mod parallel;

@@ -9,7 +9,7 @@ use garrick::model::ops::{Batch, DeviceError, Role};
 use garrick::model::weights::{Dtype, Tensor};
 use half::{bf16, f16};
 
-use super::cuda::cuda;
+use super::cuda::{NewOps, cuda};
 use super::*;
 use crate::harness::project;
 
@@ -18,7 +18,7 @@ const BLOCKS: [Dtype; 8] =
 const ROUNDED: [Format; 4] = [Format::Int8, Format::Int4Min(1), Format::Int4Min(2), Format::Int4Min(4)];
 
 /// SplitMix64: the same numbers on every machine.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -50,19 +50,19 @@ impl Random {
         tensor(dtype, vec![rows, cols], bytes)
     }
 
-    fn floats(&mut self, rows: usize, cols: usize) -> Tensor {
+    pub fn floats(&mut self, rows: usize, cols: usize) -> Tensor {
         let bytes = (0..rows * cols).flat_map(|_| self.value().to_le_bytes()).collect();
         tensor(Dtype::F32, vec![rows, cols], bytes)
     }
 
     /// What both devices multiply alike.
-    fn activations(&mut self, rows: usize, cols: usize) -> Tensor {
+    pub fn activations(&mut self, rows: usize, cols: usize) -> Tensor {
         let bytes = (0..rows * cols).flat_map(|_| bf16::from_f32(self.value()).to_le_bytes()).collect();
         tensor(Dtype::Bf16, vec![rows, cols], bytes)
     }
 }
 
-fn tensor(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Tensor {
+pub fn tensor(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Tensor {
     let all = 0..bytes.len();
     Tensor::new("w".into(), dtype, shape, Arc::new(bytes), all)
 }
@@ -75,15 +75,18 @@ fn rows_of<O: Ops>(ops: &mut O, table: &O::Matrix, count: usize, scale: f32) -> 
     rows
 }
 
+/// What [`stored`] multiplies weights by.
+pub const STORED_TIMES: f32 = 1.5;
+
 /// The stored weights, as an embedding gives them.
-fn stored<O: Ops>(mut ops: O, role: Role, table: &Tensor) -> Vec<f32> {
+pub fn stored<O: Ops>(mut ops: O, role: Role, table: &Tensor) -> Vec<f32> {
     let matrix = ops.load_matrix(role, std::slice::from_ref(table));
-    let rows = rows_of(&mut ops, &matrix, table.shape[0], 1.5);
+    let rows = rows_of(&mut ops, &matrix, table.shape[0], STORED_TIMES);
     ops.read(&rows).unwrap().to_vec()
 }
 
 /// `x · wᵀ + bias`.
-fn product<O: Ops>(mut ops: O, x: &Tensor, role: Role, parts: &[Tensor]) -> Vec<f32> {
+pub fn product<O: Ops>(mut ops: O, x: &Tensor, role: Role, parts: &[Tensor]) -> Vec<f32> {
     let (table, w) = (ops.load_matrix(Role::Embedding, std::slice::from_ref(x)), ops.load_matrix(role, parts));
     let outputs: usize = parts.iter().map(|part| part.shape[0]).sum();
     let bias = ops.load_vector(&(0..outputs).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<_>>());
@@ -92,12 +95,12 @@ fn product<O: Ops>(mut ops: O, x: &Tensor, role: Role, parts: &[Tensor]) -> Vec<
     ops.read(&out).unwrap().to_vec()
 }
 
-fn cpu(weights: Option<Format>) -> CpuOps {
+pub fn cpu(weights: Option<Format>) -> CpuOps {
     CpuOps::new(CpuOptions { threads: 1, weights, ..CpuOptions::default() }).unwrap()
 }
 
 /// `relative` to each value, and to the typical one.
-fn assert_near(found: &[f32], expected: &[f32], relative: f32, of_typical: f32, what: &str) {
+pub fn assert_near(found: &[f32], expected: &[f32], relative: f32, of_typical: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let typical = rms(expected, &vec![0.0; expected.len()]);
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
@@ -208,9 +211,13 @@ fn a_gguf_file_gives_the_cpu_s_logits() {
 /// Golden models with rounded weights: as far from the CPU's as rounded activations may carry logits.
 fn check_rounded(name: &str, format: Format, is_moe: bool) {
     let Some(device) = cuda(Order::Reverse) else { return };
+    check_against(Model::load(cpu(Some(format)), name, KvDtype::F32, None), &device, name, format, is_moe);
+}
+
+/// The reference has the weights that the format makes of the model's.
+pub fn check_against(mut reference: Model<CpuOps>, device: &NewOps, name: &str, format: Format, is_moe: bool) {
     let golden = Golden::read(name);
     let new_ops = || device().with_weights(Some(format));
-    let mut reference = Model::load(cpu(Some(format)), name, KvDtype::F32, None);
     let mut model = Model::load(new_ops(), name, KvDtype::Bf16, None);
     for (i, prompt) in golden.prompts.iter().enumerate().filter(|(i, _)| EARLY_TIE != (name, *i)) {
         let (expected, found) = (reference.prefill(prompt, 48), model.prefill(prompt, 48));
@@ -220,24 +227,6 @@ fn check_rounded(name: &str, format: Format, is_moe: bool) {
         assert!(error <= bound, "{name}, {format}, prompt {i}: rms error {error} above {bound}");
     }
     check_batched(name, new_ops);
-}
-
-/// FP8 has a few bits less than int8, and there is no CPU to compare with: products with it against those that are not rounded.
-#[test]
-fn fp8_is_near() {
-    let Some(device) = cuda(Order::Forward) else { return };
-    for name in ["llama", "mixtral"] {
-        let golden = Golden::read(name);
-        let logits = |format: Option<Format>| {
-            let mut model = Model::load(device().with_weights(format), name, KvDtype::Bf16, None);
-            golden.prompts[..2].iter().flat_map(|prompt| model.prefill(prompt, 48)).collect::<Vec<f32>>()
-        };
-        let (wide, fp8) = (logits(None), logits(Some(Format::Fp8)));
-        let error = rms(&fp8, &wide) / rms(&wide, &vec![0.0; wide.len()]);
-        println!("{name}: fp8 moves logits by {error} of their size");
-        assert!(error > 0.0 && error < 0.2, "{name}: {error}");
-        check_batched(name, || device().with_weights(Some(Format::Fp8)));
-    }
 }
 
 #[test]

@@ -90,10 +90,12 @@ fn kernels_are_built_by_a_toolkit_and_kept() {
 fn what_only_gpus_keep_is_refused_on_the_cpu_by_name() {
     let dir = tempdir().expect("a folder");
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
-    let refused =
-        garrick(dir.path(), &["check", "--model", model, "--set", "engine.device=cpu", "--set", "kv.dtype=fp8"]);
-    assert_eq!(refused.code, Some(64), "{refused:?}");
-    assert!(refused.stderr.contains("kv.dtype is fp8") && refused.stderr.contains("bf16 or int8"), "{refused:?}");
+    for (key, instead) in [("kv.dtype", "bf16 or int8"), ("engine.weights", "int8 or int4")] {
+        let set = format!("{key}=fp8");
+        let refused = garrick(dir.path(), &["check", "--model", model, "--set", "engine.device=cpu", "--set", &set]);
+        assert_eq!(refused.code, Some(64), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("{key} is fp8")) && refused.stderr.contains(instead), "{refused:?}");
+    }
 }
 
 /// What is in force, not what was asked for.

@@ -7,6 +7,8 @@ use crate::exec::format::GROUP;
 const LARGEST: f32 = 448.0;
 /// Numbers below are multiples of 2^-9.
 const SMALLEST_NORMAL: f32 = 0.015_625;
+/// A row of no larger values is kept as zeros: its scale would have no inverse. As in `to_fp8`.
+const NOTHING: f32 = 1e-30;
 
 /// To the nearest, ties to even; of magnitude [`LARGEST`] at most.
 fn encode(x: f32) -> u8 {
@@ -26,7 +28,7 @@ fn encode(x: f32) -> u8 {
 pub fn put_row(values: &[f32], groups: &mut [u8], record: &mut [u8]) {
     let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     let is_finite = values.iter().all(|x| x.is_finite());
-    let inverse = if largest > 0.0 && is_finite { LARGEST / largest } else { 0.0 };
+    let inverse = if largest > NOTHING && is_finite { LARGEST / largest } else { 0.0 };
     let scale = if is_finite { largest / LARGEST } else { f32::NAN };
     record.copy_from_slice(&scale.to_le_bytes());
     for (group, values) in groups.chunks_exact_mut(GROUP).zip(values.chunks(GROUP)) {
@@ -102,6 +104,9 @@ mod tests {
         };
         let (scale, groups) = row(&[0.0; GROUP]);
         assert_eq!((scale, groups), (0.0, [0; GROUP]));
+        let mut values = [0.0; GROUP];
+        values[1] = 1e-38;
+        assert_eq!(row(&values).1, [0; GROUP]);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut values = [1.0; GROUP];
             values[3] = bad;

@@ -17,8 +17,8 @@ macro_rules! sources {
 /// What is compiled, one by one.
 pub static KERNELS: &[Source] = sources! {
     "attention_decode.cu" "attention_merge.cu" "attention_plain.cu" "attention_prefill.cu" "elementwise.cu" "gemm.cu"
-    "gemm_fp8.cu" "gemm_int4.cu" "gemm_int8.cu" "gemm_int8_half.cu" "gemm_int8_min.cu" "moe.cu" "norm.cu" "parts.cu" "rotate_and_store.cu"
-    "rows.cu" "sample_best.cu" "sample_draw.cu" "sample_score.cu" "sample_weigh.cu"
+    "gemm_fp8.cu" "gemm_int4.cu" "gemm_int8.cu" "gemm_int8_half.cu" "gemm_int8_min.cu" "moe.cu" "norm.cu" "parts.cu"
+    "rotate_and_store.cu" "rows.cu" "sample_best.cu" "sample_draw.cu" "sample_score.cu" "sample_weigh.cu"
 };
 
 /// What these include.

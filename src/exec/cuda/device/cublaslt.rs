@@ -274,6 +274,17 @@ impl Drop for CublasLt {
     }
 }
 
+/// What sets an attribute of a description or a preference.
+type Set = unsafe extern "C" fn(*mut c_void, c_int, *const c_void, usize) -> Status;
+
+/// Sets an attribute of the library's `object`, whose setter this is.
+fn put<T: bytemuck::Pod>(set: Set, object: *mut c_void, attribute: c_int, value: &T) -> Result<(), Status> {
+    let value: *const T = value;
+    // SAFETY: the attribute's type is T, and it is copied.
+    let status = unsafe { set(object, attribute, value.cast(), size_of::<T>()) };
+    if status == 0 { Ok(()) } else { Err(status) }
+}
+
 /// What a product computes: float32 sums, the left matrix transposed, and where FP8 has its scales.
 struct Described<'a> {
     functions: &'a Functions,
@@ -288,26 +299,18 @@ impl<'a> Described<'a> {
             0 => {}
             status => return Err(status),
         }
-        described.set(DESC_TRANSA, &OP_T)?;
+        let set = functions.set_description;
+        put(set, described.description, DESC_TRANSA, &OP_T)?;
         if let Factors::Fp8 { x_scales, w_scales } = factors {
             for (mode, pointer, scales) in [
                 (DESC_A_SCALE_MODE, DESC_A_SCALE_POINTER, w_scales),
                 (DESC_B_SCALE_MODE, DESC_B_SCALE_POINTER, x_scales),
             ] {
-                described.set(mode, &OUTER_VEC_32F)?;
-                described.set(pointer, &scales)?;
+                put(set, described.description, mode, &OUTER_VEC_32F)?;
+                put(set, described.description, pointer, &scales)?;
             }
         }
         Ok(described)
-    }
-
-    fn set<T: bytemuck::Pod>(&self, attribute: c_int, value: &T) -> Result<(), Status> {
-        // SAFETY: the attribute's type is T, and it is copied.
-        let status = unsafe {
-            let value: *const T = value;
-            (self.functions.set_description)(self.description, attribute, value.cast(), size_of::<T>())
-        };
-        if status == 0 { Ok(()) } else { Err(status) }
     }
 }
 
@@ -378,21 +381,13 @@ impl<'a> Limits<'a> {
             status => return Err(status),
         }
         let workspace = WORKSPACE_BYTES as u64;
-        limits.set(PREF_MAX_WORKSPACE_BYTES, &workspace)?;
-        limits.set(PREF_REDUCTION_SCHEME_MASK, &REDUCTION_IN_COMPUTE_TYPE)?;
+        let set = functions.set_preference;
+        put(set, limits.preference, PREF_MAX_WORKSPACE_BYTES, &workspace)?;
+        put(set, limits.preference, PREF_REDUCTION_SCHEME_MASK, &REDUCTION_IN_COMPUTE_TYPE)?;
         for matrix in 0..4 {
-            limits.set(PREF_MIN_ALIGNMENT_A_BYTES + matrix, &alignment)?;
+            put(set, limits.preference, PREF_MIN_ALIGNMENT_A_BYTES + matrix, &alignment)?;
         }
         Ok(limits)
-    }
-
-    fn set<T: bytemuck::Pod>(&self, attribute: c_int, value: &T) -> Result<(), Status> {
-        // SAFETY: the attribute's type is T, and it is copied.
-        let status = unsafe {
-            let value: *const T = value;
-            (self.functions.set_preference)(self.preference, attribute, value.cast(), size_of::<T>())
-        };
-        if status == 0 { Ok(()) } else { Err(status) }
     }
 }
 
