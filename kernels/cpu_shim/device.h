@@ -71,9 +71,12 @@ template <class V> void store_vector(void* p, const V& v, int line = __builtin_L
 namespace shim {
 // The copy happens at its wait; until then the target is NaN.
 inline void begin_copy(void* to, const void* from, int bytes, unsigned size, int line) {
-  check_aligned(to, size, "cp.async writes to an address that is no multiple of its size", line);
-  check_aligned(from, size, "cp.async reads from an address that is no multiple of its size", line);
-  if (bytes < 0 || unsigned(bytes) > size) fault("cp.async of more bytes than its size", line);
+  const bool is_wide = size == 16;
+  check_aligned(to, size, is_wide ? "cp.async writes to an address that is no multiple of 16"
+                                  : "cp.async writes to an address that is no multiple of 4", line);
+  check_aligned(from, size, is_wide ? "cp.async reads from an address that is no multiple of 16"
+                                    : "cp.async reads from an address that is no multiple of 4", line);
+  if (bytes < 0 || unsigned(bytes) > size) fault(is_wide ? "cp.async of more than 16 bytes" : "cp.async of more than 4 bytes", line);
   memset(to, 0xff, size);
   state().current->open.push_back({to, from, unsigned(bytes), size});
 }
