@@ -323,7 +323,7 @@ fn one_id_in_every_log() {
         ["mine-1", &made].iter().all(|id| lines.iter().any(|line| line["request_id"] == **id))
     });
     assert!(logged, "{}", proxy.access_log());
-    assert!(server.log().contains(&made), "{}", server.log());
+    assert!(crate::fixture::eventually(|| server.log().contains(&made)), "{}", server.log());
 }
 
 #[test]
