@@ -43,7 +43,7 @@ cd "$(dirname "$0")/.."
 
 UNAVAILABLE=69
 STAGES=(info kernels sanitize goldens attention gemm model peer serve)
-TESTS=(rows gemm gemm_quant moe rotate_and_store attention)
+TESTS=(rows rotate_and_store moe sample gemm gemm_quant attention attention_spans)
 BUILD=target/gpu-build
 PYTHON=${PYTHON:-python3}
 export OUT=${OUT:-target/gpu-check} SCRATCH=${SCRATCH:-/tmp/gpu-check} LIMIT_S=${LIMIT_S:-450} PYTHONUNBUFFERED=1
@@ -130,7 +130,7 @@ kernels() {
     for seed in 1 2 3; do
         for test in "${TESTS[@]}"; do
             status=0
-            within 90 "$BUILD/plain/$test" "$seed" once || status=$?
+            within 90 "$BUILD/plain/$test" "$seed" random || status=$?
             record kernels twins test "$test" seed "$seed" result "$(outcome $status 1)"
             [ $status = 0 ] || failed=1
         done
@@ -157,7 +157,7 @@ sanitize() {
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not here"; return 1; }
     build_tests unguarded -DGARRICK_NO_GUARDS || return
     for tool in memcheck racecheck synccheck; do
-        for test in "${TESTS[@]}"; do checked "$tool" "$test" "$BUILD/unguarded/$test" 1 once; done
+        for test in "${TESTS[@]}"; do checked "$tool" "$test" "$BUILD/unguarded/$test" 1 random; done
     done
     binary=$(goldens_binary) || return
     for tool in memcheck initcheck; do

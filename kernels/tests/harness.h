@@ -150,19 +150,22 @@ template <class T> void expect_same_bits(const char* what, const Buffer<T>& a, c
 }
 constexpr double BF16 = 1.0 / 256;  // half a unit in the last place of a bf16, relatively
 
-// Arguments: the random order's seed; `once`: in that order alone; `first`: stop at the first failure.
+// Arguments: the random order's seed; the only order to run in (forward, reverse, random), or `first`: stop at the first
+// failure.
 inline int run(int argc, char** argv, void (*all)()) {
   const uint32_t seed = argc > 1 ? uint32_t(atoi(argv[1])) : std::random_device{}() % 100000;
   const std::string mode = argc > 2 ? argv[2] : "";
   stops_at_failure = mode == "first";
-  for (uint32_t o : {uint32_t(GARRICK_SHIM_FORWARD), uint32_t(GARRICK_SHIM_REVERSE), GARRICK_SHIM_RANDOM + seed}) {
-    if (mode == "once" && o < GARRICK_SHIM_RANDOM) continue;
+  const std::pair<const char*, uint32_t> orders[] = {
+      {"forward", GARRICK_SHIM_FORWARD}, {"reverse", GARRICK_SHIM_REVERSE}, {"random", GARRICK_SHIM_RANDOM + seed}};
+  for (auto [name, o] : orders) {
+    if (!mode.empty() && mode != "first" && mode != name) continue;
     order = o;
     random_bits.seed(seed + 1);
     all();
     if (failures) break;
   }
-  printf("%s: %d checks, %d failed, seed %u\n", argv[0], checks, failures, seed);
-  return failures != 0;
+  printf("%s %s: %d checks, %d failed, seed %u\n", argv[0], mode.c_str(), checks, failures, seed);
+  return failures != 0 || checks == 0;
 }
 }  // namespace test

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
+use super::usage::{Usage, describe_memory, describe_weights, limits};
 use super::{Lanes, cpu};
-use crate::base::config::{Compute, Config, KvDtype as KvChoice, Speculative, Weights};
+use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
 use crate::exec::Executor;
 use crate::exec::cuda::device::libraries::{Missing, Places, Wanted};
 use crate::exec::cuda::device::{Gpu, Nvidia, open_gpu_with};
 use crate::exec::cuda::kernels::KernelOptions;
-use crate::exec::cuda::{CudaOps, Limits, Stored, kv_bytes_per_block};
+use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
 use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
 use crate::model::ops::KvDtype;
@@ -39,7 +40,7 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         let mut first = CudaOps::new(Arc::new(device)).with_weights(cpu::weights(config)).with_graphs(graph_rows);
         let mut on_load = |done, total| progress("loading weights", done, total);
         let decoder = Decoder::load(&mut first, &source.spec, &source.tensors, &mut on_load)?;
-        weights = describe_weights(first.stored());
+        weights = describe_weights(&first);
         let mut own = vec![(first, decoder)];
         for _ in 1..own_lanes {
             let mut ops = own[0].0.fork();
@@ -71,15 +72,6 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
         }
     }
     Ok(Lanes { executors: boxed, num_blocks: fewest_blocks, block_bytes, weights, warnings })
-}
-
-/// The weights of each GPU, and what activations take on all of them.
-fn describe_memory(weights: &str, activations: &[usize]) -> String {
-    let each = match activations.len() {
-        1 => String::new(),
-        count => format!(" on each of {count} GPUs"),
-    };
-    format!("{weights}{each}; activations {} MiB", activations.iter().sum::<usize>() >> 20)
 }
 
 /// Where kernels come from.
@@ -119,32 +111,6 @@ pub fn products(config: &Config, device: &mut Nvidia, warnings: &mut Vec<String>
     }
 }
 
-/// As "q4_k, 942 MiB, computed in bf16", for every format that there is.
-pub fn describe_weights(stored: &[Stored]) -> String {
-    let one = |s: &Stored| format!("{}, {} MiB, computed in bf16", s.format, s.bytes >> 20);
-    stored.iter().map(one).collect::<Vec<_>>().join("; ")
-}
-
-/// How a GPU's memory is used, in bytes.
-struct Usage<'a> {
-    gpu: &'a Gpu,
-    weights: usize,
-    activations: usize,
-    free: usize,
-}
-
-impl Usage<'_> {
-    fn exceeded(&self, error: &dyn std::fmt::Display) -> EngineError {
-        let [total, weights, activations, free] =
-            [self.gpu.total_bytes, self.weights, self.activations, self.free].map(|bytes| bytes >> 20);
-        EngineError::GpuMemory(format!(
-            "cuda:{} ({}): {error}. Of its {total} MiB weights take {weights}, activations {activations}, and {free} are \
-             left; lower scheduler.max_batch_tokens, scheduler.max_running or model.max_model_len, or set kv.memory",
-            self.gpu.ordinal, self.gpu.name
-        ))
-    }
-}
-
 /// Runs each lane's largest steps, so that activations have their memory before the rest is shared out.
 fn measure<'a>(
     config: &Config,
@@ -152,24 +118,12 @@ fn measure<'a>(
     own: &mut [(CudaOps, Decoder<CudaOps>)],
     dtype: KvDtype,
 ) -> Result<Usage<'a>, EngineError> {
-    let limits = Limits {
-        batch_tokens: config.scheduler.max_batch_tokens,
-        sequences: config.scheduler.max_running,
-        drafts: match config.scheduler.speculative {
-            Speculative::Off => 0,
-            Speculative::Auto | Speculative::Always => config.scheduler.num_speculative_tokens,
-        },
-    };
-    let loaded = own[0].0.free_bytes()?;
-    let mut usage = Usage { gpu, weights: gpu.free_bytes.saturating_sub(loaded), activations: 0, free: loaded };
+    let mut usage = Usage::of_weights(gpu, own[0].0.free_bytes()?);
     for (ops, decoder) in own {
-        ops.reserve_activations(decoder, dtype, limits).map_err(|e| usage.exceeded(&e))?;
-        usage.free = ops.free_bytes()?;
-        usage.activations = loaded.saturating_sub(usage.free);
+        ops.reserve_activations(decoder, dtype, limits(config)).map_err(|e| usage.exceeded(&e))?;
+        usage.with_activations(ops.free_bytes()?);
     }
-    let [weights_mib, activations_mib, free_mib] =
-        [usage.weights, usage.activations, usage.free].map(|bytes| bytes >> 20);
-    tracing::info!(gpu = gpu.ordinal, weights_mib, activations_mib, free_mib, "memory before the KV cache");
+    usage.log();
     Ok(usage)
 }
 
@@ -204,7 +158,6 @@ pub fn obstacles(config: &Config) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::base::config::{Engine, Kv};
-    use crate::exec::format::Format;
 
     #[test]
     fn an_explicit_size_is_for_the_lanes_of_all_gpus() {
@@ -219,35 +172,11 @@ mod tests {
             memory::blocks_per_lane(&config.kv, MEMORY_SHARE, 80_000, demand)
         };
         // Two lanes on each of two GPUs: 10 blocks each; of a GPU's own memory, half of its 72.
-        assert_eq!(describe_memory("bf16", &[3 << 20, 4 << 20]), "bf16 on each of 2 GPUs; activations 7 MiB");
-        assert_eq!(describe_memory("bf16", &[3 << 20]), "bf16; activations 3 MiB");
         assert_eq!((blocks(config(Some(40_000))), blocks(config(None))), (Ok(10), Ok(36)));
     }
 
     #[test]
-    fn too_little_memory_names_all_numbers() {
-        let mib = |n: usize| n << 20;
-        let gpu = Gpu {
-            ordinal: 1,
-            name: "NVIDIA L4".into(),
-            capability: (8, 9),
-            total_bytes: mib(23_000),
-            free_bytes: mib(22_500),
-            kernels: "sm_89".into(),
-            is_prebuilt: true,
-        };
-        let usage = Usage { gpu: &gpu, weights: mib(16_001), activations: mib(702), free: mib(5_803) };
-        let message = usage.exceeded(&"no 9000 MiB left").to_string();
-        for part in ["cuda:1 (NVIDIA L4): no 9000 MiB left.", "23000 MiB", "16001", "702", "5803 are left"] {
-            assert!(message.contains(part), "{part} in {message}");
-        }
-    }
-
-    #[test]
-    fn every_format_is_named_and_only_what_does_not_apply_warns() {
-        let of = |format, mib: usize| Stored { format, bytes: mib << 20 };
-        let stored = [of(Format::Int4Super, 30), of(Format::Bf16, 2)];
-        assert_eq!(describe_weights(&stored), "q4_k, 30 MiB, computed in bf16; bf16, 2 MiB, computed in bf16");
+    fn only_what_does_not_apply_warns() {
         let warned = |weights, compute| {
             let mut config = Config::default();
             (config.engine.weights, config.engine.compute) = (weights, compute);

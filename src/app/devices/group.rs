@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
 use super::super::memory::{self, Demand};
-use super::cuda::{MEMORY_SHARE, describe_weights, kernel_options, kv_dtype, obstacles, products};
+use super::cuda::{MEMORY_SHARE, kernel_options, kv_dtype, obstacles, products};
+use super::usage::{Usage, describe_memory, describe_weights, limits};
 use super::{Lanes, cpu};
 use crate::base::config::Config;
 use crate::exec::Executor;
 use crate::exec::cuda::device::{Absent, Communicator, Gpu, connect, open_gpu_with};
-use crate::exec::cuda::{CudaOps, kv_bytes_per_block};
+use crate::exec::cuda::{CudaOps, kv_bytes_per_block, reserve_on_ranks};
 use crate::exec::parallel::TensorParallel;
 use crate::model::decoder::Decoder;
 use crate::model::ops::{DeviceError, KvDtype};
@@ -47,24 +48,27 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     let (mut fewest_blocks, mut weights) = (usize::MAX, String::new());
     let mut warnings = obstacles(config);
     for gpus in &groups {
-        let group = Group::load(config, gpus, source, &mut warnings, progress)?;
+        let mut group = Group::load(config, gpus, source, &mut warnings, progress)?;
+        group.measure(config, dtype)?;
         let demand = Demand {
             block_bytes,
             num_lanes: 1,
             max_running: config.scheduler.max_running,
             max_model_len: source.spec.max_positions,
         };
-        let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, group.free_bytes as u64, demand)?;
-        fewest_blocks = fewest_blocks.min(blocks);
+        let fullest = group.fullest();
+        let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, fullest.free as u64, demand);
+        fewest_blocks = fewest_blocks.min(blocks.map_err(|e| fullest.exceeded(&e))?);
         weights.clone_from(&group.weights);
         loaded.push(group);
     }
+    let usages = loaded.iter().flat_map(|group| &group.usages);
+    let weights = describe_memory(&weights, &usages.map(|usage| usage.activations).collect::<Vec<_>>());
     let mut executors = Vec::with_capacity(groups.len());
     for (gpus, group) in groups.iter().zip(loaded) {
         let device = label(gpus, &group.products);
         executors.push(group.executor(device, dtype, fewest_blocks)?);
     }
-    let weights = format!("on each of {num_ranks} GPUs {weights}");
     // Of all ranks, as a lane's block has a part on each.
     let block_bytes = num_ranks * block_bytes;
     Ok(Lanes { executors, num_blocks: fewest_blocks, block_bytes, weights, warnings })
@@ -97,25 +101,25 @@ fn label(gpus: &[Gpu], products: &str) -> String {
 }
 
 /// A shard on each GPU.
-struct Group {
+struct Group<'a> {
     ranks: Vec<(CudaOps, Decoder<CudaOps>)>,
     communicators: Vec<Arc<dyn Communicator>>,
-    /// Of the GPU that has least left.
-    free_bytes: usize,
+    /// Of each rank's GPU.
+    usages: Vec<Usage<'a>>,
     /// What the first has of the weights, which is most.
     weights: String,
     /// What multiplies.
     products: String,
 }
 
-impl Group {
+impl<'a> Group<'a> {
     fn load(
         config: &Config,
-        gpus: &[Gpu],
+        gpus: &'a [Gpu],
         source: &ModelSource,
         warnings: &mut Vec<String>,
         progress: Progress,
-    ) -> Result<Group, EngineError> {
+    ) -> Result<Group<'a>, EngineError> {
         let kernels = kernel_options(config);
         let (mut devices, mut multipliers) = (Vec::with_capacity(gpus.len()), Vec::with_capacity(gpus.len()));
         for gpu in gpus {
@@ -131,7 +135,7 @@ impl Group {
         let communicators = connect(&devices, &kernels.libraries)?;
         let num_ranks = gpus.len();
         let mut ranks = Vec::with_capacity(num_ranks);
-        let (mut free_bytes, mut weights) = (usize::MAX, String::new());
+        let (mut usages, mut weights) = (Vec::with_capacity(num_ranks), String::new());
         for (rank, (device, communicator)) in devices.into_iter().zip(&communicators).enumerate() {
             let mut ops = CudaOps::of_group(device, communicator.clone()).with_weights(cpu::weights(config));
             // One rank after the other, all from the same mapped files.
@@ -140,13 +144,29 @@ impl Group {
             };
             let shard = Shard::new(rank, num_ranks);
             let decoder = Decoder::load_shard(&mut ops, &source.spec, &source.tensors, shard, &mut on_load)?;
-            free_bytes = free_bytes.min(ops.free_bytes()?);
+            usages.push(Usage::of_weights(&gpus[rank], ops.free_bytes()?));
             if rank == 0 {
-                weights = describe_weights(ops.stored());
+                weights = describe_weights(&ops);
             }
             ranks.push((ops, decoder));
         }
-        Ok(Group { ranks, communicators, free_bytes, weights, products })
+        Ok(Group { ranks, communicators, usages, weights, products })
+    }
+
+    /// Runs the largest steps, so that activations have their memory before the rest is shared out.
+    fn measure(&mut self, config: &Config, dtype: KvDtype) -> Result<(), EngineError> {
+        reserve_on_ranks(&mut self.ranks, dtype, limits(config))
+            .map_err(|(rank, error)| self.usages[rank].exceeded(&error))?;
+        for ((ops, _), usage) in self.ranks.iter_mut().zip(&mut self.usages) {
+            usage.with_activations(ops.free_bytes()?);
+            usage.log();
+        }
+        Ok(())
+    }
+
+    /// The GPU that has least left.
+    fn fullest(&self) -> &Usage<'a> {
+        self.usages.iter().min_by_key(|usage| usage.free).expect("a first rank")
     }
 
     fn executor(self, device: String, dtype: KvDtype, num_blocks: usize) -> Result<Box<dyn Executor>, DeviceError> {

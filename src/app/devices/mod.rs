@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 mod group;
+mod usage;
 
 pub use self::group::GroupError;
 use super::engine::{EngineError, Progress};

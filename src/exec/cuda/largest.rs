@@ -3,8 +3,15 @@
 //!
 //! Invariant: no step within the [`Limits`] asks for activation memory afterwards.
 
+#[cfg(test)]
+mod tests;
+
+use std::sync::OnceLock;
+use std::thread;
+
 use super::CudaOps;
 use super::attention::DECODE_QUERIES;
+use crate::base::panics;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::decoder::Decoder;
 use crate::model::ops::{Batch, DeviceError, KvDtype, Ops, Span};
@@ -36,6 +43,33 @@ impl CudaOps {
         self.kv = None;
         Ok(())
     }
+}
+
+/// [`CudaOps::reserve_activations`] on all ranks of a group at once, as each waits for the others inside of a step. The first
+/// rank to fail releases the others, and is named.
+pub fn reserve_on_ranks(
+    ranks: &mut [(CudaOps, Decoder<CudaOps>)],
+    dtype: KvDtype,
+    limits: Limits,
+) -> Result<(), (usize, DeviceError)> {
+    let communicators: Vec<_> = ranks.iter().filter_map(|(ops, _)| ops.communicator.clone()).collect();
+    let first_failure = OnceLock::new();
+    let release = || communicators.iter().for_each(|communicator| communicator.abort());
+    let reserve = |rank: usize, ops: &mut CudaOps, decoder: &mut Decoder<CudaOps>| {
+        let outcome = panics::caught(|| ops.reserve_activations(decoder, dtype, limits))
+            .unwrap_or_else(|panic| Err(DeviceError::Lost(panic.to_string())));
+        if let Err(error) = outcome {
+            let _ = first_failure.set((rank, error));
+            release();
+        }
+    };
+    thread::scope(|scope| {
+        for (rank, (ops, decoder)) in ranks.iter_mut().enumerate() {
+            let reserve = &reserve;
+            scope.spawn(move || reserve(rank, ops, decoder));
+        }
+    });
+    first_failure.into_inner().map_or(Ok(()), Err)
 }
 
 /// Every sequence is at the end of the longest context, which attention's splits are counted by, and has as many rows as
@@ -79,72 +113,4 @@ fn at_the_end(max_positions: usize, spans: &[usize], num_slots: usize) -> Batch 
         });
     }
     batch
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use super::super::device::{Device, Emulator, Order};
-    use super::super::tests::emulator;
-    use super::*;
-    use crate::model::source;
-
-    const LIMITS: Limits = Limits { batch_tokens: 70, sequences: 9, drafts: 3 };
-
-    /// A model of 512 positions on the emulator, if its library is there; CI insists.
-    fn load(name: &str, bytes: usize) -> Option<(Arc<Emulator>, CudaOps, Decoder<CudaOps>)> {
-        let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let device = Arc::new(emulator(Order::Forward)?.with_bytes(bytes));
-        let mut ops = CudaOps::new(device.clone());
-        let source = source::open(&project.join("tests/fixtures/models").join(name), None, &mut |_, _| ()).unwrap();
-        let decoder = Decoder::load(&mut ops, &source.spec, &source.tensors, &mut |_, _| ()).unwrap();
-        Some((device, ops, decoder))
-    }
-
-    fn check(name: &str) {
-        let Some((device, mut ops, mut decoder)) = load(name, 1 << 30) else { return };
-        ops.reserve_activations(&mut decoder, KvDtype::Bf16, LIMITS).unwrap();
-        let free = device.free_bytes().unwrap();
-        let spec = decoder.spec().clone();
-        let kv = ops.allocate_kv(&spec, KvDtype::Bf16, 70).unwrap();
-        // Scratch for addresses of the regions, and nothing else.
-        assert!(
-            (kv..kv + (64 << 10)).contains(&(free - device.free_bytes().unwrap())),
-            "the trial's cache was given back"
-        );
-        let before = device.allocations();
-        for (spans, num_logits) in [
-            (vec![70], 70),
-            (vec![70], 1),
-            (vec![4; 9], 36),
-            (vec![4, 4, 1, 1, 1, 1, 1, 1, 56], 3),
-            (vec![1; 9], 9),
-            (vec![1; 5], 5),
-            (vec![8; 8], 0),
-        ] {
-            let mut batch = at_the_end(spec.max_positions, &spans, 70);
-            let num_rows = batch.tokens.len() as u32;
-            batch.logit_rows = (num_rows - num_logits..num_rows).collect();
-            for _ in 0..3 {
-                decoder.forward(&mut ops, &batch).unwrap();
-            }
-            assert_eq!(device.allocations(), before, "{name}: {spans:?} with {num_logits} logits");
-        }
-    }
-
-    #[test]
-    fn no_step_asks_for_memory_afterwards() {
-        check("llama-yarn-head64");
-        check("mixtral");
-    }
-
-    #[test]
-    fn what_does_not_fit_is_an_error() {
-        let Some((_, mut ops, mut decoder)) = load("llama", 2 << 20) else { return };
-        let limits = Limits { batch_tokens: 4096, ..LIMITS };
-        let message = ops.reserve_activations(&mut decoder, KvDtype::Bf16, limits).unwrap_err().to_string();
-        assert!(message.contains("MiB left"), "{message}");
-    }
 }

@@ -42,7 +42,7 @@ use self::device::{Address, Communicator, Device};
 use self::graphs::Graphs;
 use self::kv::CudaKv;
 pub use self::kv::kv_bytes_per_block;
-pub use self::largest::Limits;
+pub use self::largest::{Limits, reserve_on_ranks};
 use self::launch::Launch;
 use self::memory::Scratch;
 pub use self::moe::CudaExperts;
@@ -59,6 +59,8 @@ use crate::model::ops::DeviceError;
 const VALUES_PER_BLOCK: usize = 2048;
 /// Blocks that share such an operation at most.
 const MAX_CHUNKS: usize = 1024;
+/// Values of such an operation; kernels count in 31 bits.
+const MOST_VALUES: usize = 1 << 30;
 
 /// One lane of a device.
 pub struct CudaOps {
@@ -120,6 +122,11 @@ impl CudaOps {
     /// The weights that this lane loaded, by format. Those of a [`CudaOps::fork`] were loaded by another.
     pub fn stored(&self) -> &[Stored] {
         &self.stored
+    }
+
+    /// Whether the device multiplies weights in FP8 as they are, where there are many rows.
+    pub fn multiplies_fp8(&self) -> bool {
+        self.device.multiplies_fp8()
     }
 
     /// Another lane on the same device, with an order of launches, KV memory and activations of its own.
@@ -200,4 +207,9 @@ impl CudaOps {
 /// Blocks that share so many values; none where there are none.
 fn chunks(values: usize) -> usize {
     values.div_ceil(VALUES_PER_BLOCK).min(MAX_CHUNKS)
+}
+
+/// So many values in parts that a kernel can count: first and number. All logits of long prompts are more.
+fn slices(values: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..values).step_by(MOST_VALUES).map(move |first| (first, MOST_VALUES.min(values - first)))
 }

@@ -11,7 +11,7 @@ use super::quant::{Numbers, kernel_of};
 use super::rows::{CudaRows, Element};
 use super::step::CudaStep;
 use super::weights::{CudaMatrix, CudaRope, CudaVector};
-use super::{CudaOps, chunks, sampling};
+use super::{CudaOps, chunks, sampling, slices};
 use crate::model::draws::{Answers, Requests};
 use crate::model::ops::{Attention, Batch, Begun, DeviceError, KvDtype, MoeWeights, Ops, QkNormWeights, Role};
 use crate::model::spec::{Activation, MoeSpec, RopeSpec, Spec};
@@ -315,13 +315,16 @@ impl Ops for CudaOps {
     fn finish_logits(&mut self, logits: &mut CudaRows, scale: f32, softcap: Option<f32>) {
         self.run(|ops| {
             assert_eq!(logits.element(), Element::F32, "logits are float32");
-            let launch = Launch::new("finish_logits", [chunks(logits.count()), 1, 1])
-                .address(logits.address())
-                .float(scale)
-                .float(softcap.unwrap_or(0.0))
-                .int(logits.count());
-            // SAFETY: as many values.
-            unsafe { ops.start(launch) }
+            for (first, count) in slices(logits.count()) {
+                let launch = Launch::new("finish_logits", [chunks(count), 1, 1])
+                    .address(logits.address() + (first * size_of::<f32>()) as u64)
+                    .float(scale)
+                    .float(softcap.unwrap_or(0.0))
+                    .int(count);
+                // SAFETY: values of these rows.
+                unsafe { ops.start(launch)? };
+            }
+            Ok(())
         });
     }
 

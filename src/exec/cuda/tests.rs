@@ -141,6 +141,17 @@ fn step(ops: &mut CudaOps, table: &CudaMatrix) -> Result<usize, DeviceError> {
 }
 
 #[test]
+fn what_no_kernel_can_count_is_done_in_parts() {
+    let parts = |values| super::slices(values).collect::<Vec<_>>();
+    assert_eq!(parts(0), []);
+    assert_eq!(parts(777), [(0, 777)]);
+    assert_eq!(parts(1 << 30), [(0, 1 << 30)]);
+    // 8192 rows of a vocabulary of 262,144.
+    assert_eq!(parts(1 << 31), [(0, 1 << 30), (1 << 30, 1 << 30)]);
+    assert_eq!(parts((1 << 30) + 5), [(0, 1 << 30), (1 << 30, 5)]);
+}
+
+#[test]
 fn the_first_error_stops_the_step_and_a_later_step_runs() {
     let device = Arc::new(Faulty::new());
     let mut ops = CudaOps::new(device.clone());
