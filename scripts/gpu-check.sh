@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is to be seen on a GPU, in stages of less than eight minutes. Usage: scripts/gpu-check.sh [STAGE…]
+# Everything that is to be seen on a GPU, in stages of less than eight minutes. Usage: scripts/gpu-check.sh [STAGE…|short]
 #
 #   info       the machine, and what its memory and its matrix units give at most
 #   kernels    kernels/tests against their twins, on the GPU (kernels/gpu_run), three seeds
@@ -11,6 +11,7 @@
 #              is one and with engine.batch_invariant
 #   peer       transformers with the same shape
 #   serve      `garrick serve` on that checkpoint under `garrick load`, and idle
+#   short      what matters most of all of these but sanitize and peer, in nine minutes and a half: the list is below
 #   pack       beforehand, where there is Rust: what goldens, model and serve run, stripped and gzipped, in target/gpu-pack
 #              (17 MB); only where it is named
 #
@@ -19,7 +20,9 @@
 #
 # A machine for it needs an NVIDIA GPU of compute capability 8.0 or later with a driver for CUDA 12.4 or later (garrick
 # itself: 580), g++, Python with PyTorch, nvcc where neither Python's zstandard or pyarrow nor `zstd` is there, and a copy of
-# this tree with target/gpu-pack; no network, no Rust. Where a command may run eight minutes (none of it has run yet):
+# this tree with target/gpu-pack; no network, no Rust. Where a quarter of an hour is to be had, `pack` where Rust is, then
+# `short`, then with what is left `LIMIT_S=150 scripts/gpu-check.sh peer`. Where a command may run eight minutes (none of it
+# has run yet):
 #
 #   scripts/gpu-check.sh pack                                   # where Rust is
 #   scripts/gpu-check.sh info kernels goldens                   # there
@@ -43,6 +46,16 @@ cd "$(dirname "$0")/.."
 
 UNAVAILABLE=69
 STAGES=(info kernels sanitize goldens attention gemm model peer serve)
+# Stage, seconds after which it is cut, what it is narrowed to: of what a GPU can refute first, then of what it is to reach.
+SHORT=(
+    "info 40"
+    "kernels 70 1"
+    "goldens 80"
+    "attention 80 --contexts 8192,131072 --batches 1,64 --lengths 2048,8192"
+    "gemm 60 --rows 1,16,64,2048 --shapes qkv,gate+up --formats int4,fp8 --quantised-rows 1,64"
+    "model 170 --batches 1,16,64 --output-tokens 32 --repeat 1 --ways default,fp8"
+    "serve 70 --streams 1,64 --duration 10 --greedy-only"
+)
 TESTS=(rows rotate_and_store moe sample gemm gemm_quant attention attention_spans)
 BUILD=target/gpu-build
 PYTHON=${PYTHON:-python3}
@@ -118,16 +131,18 @@ info() {
     within "$LIMIT_S" "$PYTHON" scripts/gpu/limits.py || return
     [ ! -x "$GARRICK" ] || within 60 "$GARRICK" check --cuda
 }
-attention() { within "$LIMIT_S" "$PYTHON" scripts/gpu/attention.py; }
-gemm() { within "$LIMIT_S" "$PYTHON" scripts/gpu/gemm.py; }
-model() { within "$LIMIT_S" "$PYTHON" scripts/gpu/model.py; }
-peer() { within "$LIMIT_S" "$PYTHON" scripts/gpu/peer.py; }
-serve() { within "$LIMIT_S" "$PYTHON" scripts/gpu/serve.py; }
+attention() { within "$LIMIT_S" "$PYTHON" scripts/gpu/attention.py "$@"; }
+gemm() { within "$LIMIT_S" "$PYTHON" scripts/gpu/gemm.py "$@"; }
+model() { within "$LIMIT_S" "$PYTHON" scripts/gpu/model.py "$@"; }
+peer() { within "$LIMIT_S" "$PYTHON" scripts/gpu/peer.py "$@"; }
+serve() { within "$LIMIT_S" "$PYTHON" scripts/gpu/serve.py "$@"; }
 
+# kernels SEED…
 kernels() {
     local seed test status failed=0
+    [ $# -gt 0 ] || set -- 1 2 3
     build_tests plain || return
-    for seed in 1 2 3; do
+    for seed in "$@"; do
         for test in "${TESTS[@]}"; do
             status=0
             within 90 "$BUILD/plain/$test" "$seed" random || status=$?
@@ -190,10 +205,24 @@ pack() {
     ls -lh target/gpu-pack
 }
 
+# run_stage STAGE ARGUMENT…; ends all where there is no GPU.
+run_stage() {
+    local stage=$1 status=0
+    shift
+    began=$SECONDS
+    printf '\n── %s: %s\n' "$stage" "$(sed -nE "s/^#   $stage +//p" "$0" | head -1)" | tee -a "$OUT/log.txt"
+    if [ "$stage" != pack ]; then "$PYTHON" scripts/gpu/device.py 2>&1 | tee -a "$OUT/log.txt" || status=$?; fi
+    if [ $status = 0 ]; then "$stage" "$@" 2>&1 | tee -a "$OUT/log.txt" || status=$?; fi
+    echo "$stage: $((SECONDS - began)) s, status $status" | tee -a "$OUT/log.txt"
+    if [ -e "$OUT/results.jsonl" ]; then "$PYTHON" scripts/gpu/summary.py "$OUT/results.jsonl" >"$OUT/summary.md"; fi
+    [ $status != $UNAVAILABLE ] || exit $UNAVAILABLE
+    [ $status = 0 ] || result=1
+}
+
 [ $# -gt 0 ] || set -- "${STAGES[@]}"
 for stage in "$@"; do
-    case " ${STAGES[*]} pack " in *" $stage "*) ;; *)
-        echo "no stage is called $stage: ${STAGES[*]}, pack" >&2
+    case " ${STAGES[*]} pack short " in *" $stage "*) ;; *)
+        echo "no stage is called $stage: ${STAGES[*]}, short, pack" >&2
         exit 2
         ;;
     esac
@@ -201,14 +230,13 @@ done
 mkdir -p "$OUT"
 result=0
 for stage in "$@"; do
-    began=$SECONDS
-    printf '\n── %s: %s\n' "$stage" "$(sed -nE "s/^#   $stage +//p" "$0" | head -1)" | tee -a "$OUT/log.txt"
-    status=0
-    if [ "$stage" != pack ]; then "$PYTHON" scripts/gpu/device.py 2>&1 | tee -a "$OUT/log.txt" || status=$?; fi
-    if [ $status = 0 ]; then "$stage" 2>&1 | tee -a "$OUT/log.txt" || status=$?; fi
-    echo "$stage: $((SECONDS - began)) s, status $status" | tee -a "$OUT/log.txt"
-    if [ -e "$OUT/results.jsonl" ]; then "$PYTHON" scripts/gpu/summary.py "$OUT/results.jsonl" >"$OUT/summary.md"; fi
-    [ $status != $UNAVAILABLE ] || exit $UNAVAILABLE
-    [ $status = 0 ] || result=1
+    if [ "$stage" != short ]; then
+        run_stage "$stage"
+        continue
+    fi
+    for line in "${SHORT[@]}"; do
+        read -ra words <<<"$line"
+        LIMIT_S=${words[1]} run_stage "${words[0]}" "${words[@]:2}"
+    done
 done
 exit $result

@@ -78,6 +78,11 @@ def num_params(shape):
     return sum(sizes.values()), sum(sizes.values()) - sizes["model.embed_tokens.weight"]
 
 
+def head_params(shape):
+    hidden, *_, vocab = SHAPES[shape]
+    return hidden * vocab
+
+
 def write_safetensors(torch, path, entries, where):
     """The format of huggingface/safetensors: a header's length, the header, the values. `entries` are (name, dimensions)."""
     header, end = {}, 0

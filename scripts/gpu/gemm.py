@@ -37,12 +37,15 @@ SHAPES = {
     "qkv": (4096, 6144), "out": (4096, 4096), "gate+up": (4096, 28672), "down": (14336, 4096), "head": (4096, 128256),
 }
 ROWS = (1, 4, 16, 64, 256, 2048)
-# Quantised weights (kernels/README.md): bits, what records hold, bytes of a record, and shared memory of each tile.
+# Quantised weights (kernels/README.md): bits, what records hold, bytes of a record, and shared memory of each tile. A record
+# is of 256 numbers, in FP8 of a row.
+ROW_SCALE = 5
 FORMATS = {
     "int4 (Q4_K)": ("int4", 4, 2, 16, (70400, 53248, 68608)),
     "int4 (Q4_1)": ("int4", 4, 3, 32, (70400, 53248, 68608)),
     "int8 (Q8_0)": ("int8", 8, 0, 16, (58880, 63488, 75776)),
     "int8_half (Q6_K)": ("int8_half", 8, 4, 32, (60928, 65536, 77824)),
+    "fp8": ("fp8", 8, ROW_SCALE, 4, (56832, 61440, 73728)),
 }
 # Rows and columns of a tile, and threads.
 QUANT_TILES = {"m16": (16, 32, 128), "m64": (64, 64, 128), "m128": (128, 64, 256)}
@@ -101,15 +104,25 @@ def measure(torch, kernels, found, limits, shape, m):
         "right": found.check(all(right))})
 
 
+def num_records(n, k, records):
+    return n if records == ROW_SCALE else n * (k // 256)
+
+
 def quantised(torch, n, k, bits, records, record_bytes):
-    """Random numbers, whose scales and minima are float16 of about 0.01: in a Q4_K, of what they are multiplied by."""
+    """Random numbers, whose scales and minima are float16 of about 0.01: in a Q4_K, of what they are multiplied by; in FP8
+    float32."""
     packed = torch.randint(0, 256, (n * (k // 32) * 4 * bits,), device="cuda", dtype=torch.uint8)
-    halves = torch.full((n * (k // 256), record_bytes // 2), 0.01, device="cuda", dtype=torch.float16)
+    count = num_records(n, k, records)
+    if records == ROW_SCALE:
+        packed &= 0xBF  # of magnitude 1.875 at most, and never NaN
+        scales = torch.full((count,), 0.01, device="cuda")
+        return torch.cat([packed, scales.view(torch.uint8)])
+    halves = torch.full((count, record_bytes // 2), 0.01, device="cuda", dtype=torch.float16)
     if records == 2:
         halves[:, :2] = torch.tensor([1e-3, -1e-3], device="cuda")
-        halves.view(torch.uint8)[:, 4:] = torch.randint(0, 256, (len(halves), 12), device="cuda", dtype=torch.uint8)
+        halves.view(torch.uint8)[:, 4:] = torch.randint(0, 256, (count, 12), device="cuda", dtype=torch.uint8)
     elif records == 4:
-        halves.view(torch.uint8)[:, :16] = torch.randint(0, 256, (len(halves), 16), device="cuda", dtype=torch.uint8)
+        halves.view(torch.uint8)[:, :16] = torch.randint(0, 256, (count, 16), device="cuda", dtype=torch.uint8)
         halves[:, 8] = 1e-4
     return torch.cat([packed, halves.view(torch.uint8).flatten()])
 
@@ -132,7 +145,7 @@ def measure_quantised(torch, kernels, found, limits, form, shape, m):
     """Beside our own product with bf16 weights. Every tile is to give the same bits."""
     _, bits, records, record_bytes, _ = FORMATS[form]
     k, n = SHAPES[shape]
-    bytes_of_weights = n * (k * bits // 8 + k // 256 * record_bytes)
+    bytes_of_weights = n * k * bits // 8 + num_records(n, k, records) * record_bytes
     sets = rounds(torch, bytes_of_weights)
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
     weights = [quantised(torch, n, k, bits, records, record_bytes) for _ in range(sets)]
@@ -147,7 +160,7 @@ def measure_quantised(torch, kernels, found, limits, form, shape, m):
     right = outs[0].isfinite().all().item() and all(torch.equal(outs[0], other) for other in outs[1:])
     del weights
     wide = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(rounds(torch, 2 * n * k))]
-    bf16_ms = median_ms(torch, [launcher(torch, kernels, chosen(m), x, w, out) for w in wide])
+    bf16_ms = median_ms(torch, [launcher(torch, kernels, chosen(m, n), x, w, out) for w in wide])
     tile = "m16" if m <= 16 else "m64" if m <= 64 else "m128"
     ms, best = times[tile], min(times, key=times.get)
     moved = bytes_of_weights + 2 * (m * k + m * n)
@@ -159,8 +172,11 @@ def measure_quantised(torch, kernels, found, limits, form, shape, m):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=lambda text: [int(n) for n in text.split(",")], default=ROWS)
-    parser.add_argument("--shapes", type=lambda text: text.split(","), default=list(SHAPES))
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--rows", type=lambda text: [int(n) for n in words(text)], default=ROWS)
+    parser.add_argument("--shapes", type=words, default=list(SHAPES))
+    parser.add_argument("--formats", type=words, default=[form[0] for form in FORMATS.values()])
+    parser.add_argument("--quantised-rows", type=lambda text: [int(n) for n in words(text)], default=QUANT_ROWS)
     args = parser.parse_args()
     torch, capability = results.torch_on_gpu()
     found = results.Results("gemm")
@@ -175,9 +191,9 @@ def main():
                 found.note(f"cut after {results.spent():.0f} s: {shape} {m} and later are missing")
                 sys.exit(not found.is_right)
             measure(torch, kernels, found, limits, shape, m)
-    for form in FORMATS:
+    for form in [form for form, (name, *_) in FORMATS.items() if name in args.formats]:
         for shape in [shape for shape in args.shapes if shape in QUANT_SHAPES]:
-            for m in QUANT_ROWS:
+            for m in args.quantised_rows:
                 if results.is_over():
                     found.note(f"cut after {results.spent():.0f} s: {form} {shape} {m} and later are missing")
                     sys.exit(not found.is_right)

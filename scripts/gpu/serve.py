@@ -81,6 +81,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--warm-up", type=float, default=5)
     parser.add_argument("--duration", type=float, default=15)
+    parser.add_argument("--greedy-only", action="store_true", help="leave out what draws at temperature 1")
     args = parser.parse_args()
     torch = model.ready()
     found = results.Results("serve")
@@ -91,7 +92,8 @@ def main():
 
 def run(found, folder, args):
     # The checkpoint's own sampling is greedy; OpenAI's default draws.
-    for sampling, streams in (("greedy", args.streams), ("temperature 1", args.streams[-2:])):
+    runs = [("greedy", args.streams)] + [("temperature 1", args.streams[-2:])] * (not args.greedy_only)
+    for sampling, streams in runs:
         options = [] if sampling == "greedy" else ["--set", "model.sampling_defaults=openai"]
         began = time.monotonic()
         with server(folder, args, *options) as process:
