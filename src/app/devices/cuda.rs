@@ -128,7 +128,7 @@ fn measure<'a>(
 }
 
 /// Lanes that share the memory that is given out: `kv.memory` is for all of them, a share of a GPU's for its own.
-fn sharing_lanes(config: &Config, own_lanes: usize) -> usize {
+pub fn sharing_lanes(config: &Config, own_lanes: usize) -> usize {
     if config.kv.memory.is_some() { config.engine.lanes } else { own_lanes }
 }
 
