@@ -79,7 +79,7 @@ stage "format" cargo fmt --check
 stage "lints" cargo clippy --all-targets -- -D warnings
 optional "Debian packages" scripts/install-packages.sh
 optional "Python with the OpenAI SDK, schemathesis and k6" set_up_python
-optional "linters for deploy/" set_up_linters
+optional "linters for deploy/ and Python" set_up_linters
 optional "Prometheus and promtool" find_prometheus
 optional "SmolLM2-135M-Instruct" fetch_smollm2
 optional "CUDA kernels on the CPU" scripts/check-kernels.sh shim

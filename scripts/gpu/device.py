@@ -66,14 +66,13 @@ class Driver:
 def archive(capability):
     """The name of what was built for a chip, as `sm_90a`: the rule of src/exec/cuda/module.rs. None: nothing was."""
     major, minor = capability
-    best = None
+    fitting = []
     for path in PREBUILT.glob("sm_*.tar.zst"):
         digits, exact = re.fullmatch(r"sm_(\d+)(a?)", path.name.removesuffix(".tar.zst")).groups()
         own = (int(digits[:-1]), int(digits[-1]))
-        fits = own[0] == major and (own[1] == minor if exact else own[1] <= minor)
-        if fits and (best is None or own > best[0]):
-            best = (own, path.name.removesuffix(".tar.zst"))
-    return best and best[1]
+        if own[0] == major and (own[1] == minor if exact else own[1] <= minor):
+            fitting.append((own, path.name.removesuffix(".tar.zst")))
+    return max(fitting)[1] if fitting else None
 
 
 def decompressed(path):

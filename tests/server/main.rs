@@ -27,6 +27,7 @@ mod protobuf;
 mod proxy;
 mod readiness;
 mod sampling;
+mod scripts;
 mod sdk;
 mod slow;
 mod speculation;
