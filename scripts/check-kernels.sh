@@ -108,6 +108,7 @@ mutant() {
         echo "mutant $number changes nothing: $file $expression"
         return 1
     fi
+    # Compiled once for a part of one test: what optimising takes is not won back.
     # shellcheck disable=SC2086
     $CXX -x c++ $CXX_FLAGS -w -O0 -I"$dir/kernels" -I"$dir/kernels/cpu_shim" \
         -c "$dir/kernels/$source" -o "$dir/mutant.o" ||
