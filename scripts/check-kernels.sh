@@ -24,8 +24,8 @@ cd "$(dirname "$0")/.."
 # 13.0 is what drivers from 580 on load.
 WHEELS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85 nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86 zstandard==0.25.0)
-# PTX of an architecture, and the chips it is for: the same machine code as with their own, but for the packed arithmetic
-# that 10.0 brought, in less time.
+# An architecture, whose PTX is compiled once, and the chips that ptxas makes it into code for. From 10.0 on there is packed
+# arithmetic, which older PTX does not ask for; otherwise the code is that of each chip's own PTX.
 CHIPS_OF_PTX=("80 80 86 89 90a" "100 100a 120")
 # The longest first, as all processors share them.
 TESTS=(attention attention_spans gemm_quant sample gemm faults rows rotate_and_store moe)

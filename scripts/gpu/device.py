@@ -95,7 +95,7 @@ def decompressed(path):
 
 
 def compile_all(chip, folder):
-    """Every kernel for this chip with nvcc, as scripts/check-kernels.sh does."""
+    """Every kernel for this chip with nvcc."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     target = ["-gencode", f"arch=compute_{chip},code=sm_{chip}"]
     running = []

@@ -173,10 +173,11 @@ def measure_quantised(torch, kernels, found, limits, form, shape, m):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     words = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--rows", type=lambda text: [int(n) for n in words(text)], default=ROWS)
+    numbers = lambda text: [int(n) for n in words(text)]  # noqa: E731
+    parser.add_argument("--rows", type=numbers, default=ROWS)
     parser.add_argument("--shapes", type=words, default=list(SHAPES))
     parser.add_argument("--formats", type=words, default=[form[0] for form in FORMATS.values()])
-    parser.add_argument("--quantised-rows", type=lambda text: [int(n) for n in words(text)], default=QUANT_ROWS)
+    parser.add_argument("--quantised-rows", type=numbers, default=QUANT_ROWS)
     args = parser.parse_args()
     torch, capability = results.torch_on_gpu()
     found = results.Results("gemm")

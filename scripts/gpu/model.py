@@ -43,7 +43,7 @@ def add_rows(found, shape, limits, report, way):
 
 def bytes_of_weights(shape, multiplied, way):
     """What a step reads of them: in FP8 all but the head, which stays bf16."""
-    if "fp8" not in way:
+    if way != "fp8":
         return 2 * multiplied
     head = checkpoint.head_params(shape)
     return multiplied - head + 2 * head

@@ -5,7 +5,7 @@ tied embeddings. Module names are chosen so that `state_dict()` keys are exactly
 that transformers' LlamaForCausalLM expects in model.safetensors.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values):
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self):
         return asdict(self)

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
-use super::super::memory::{self, Demand};
 use super::usage::{Usage, describe_memory, describe_weights, limits};
 use super::{Lanes, cpu};
 use crate::base::config::{Compute, Config, KvDtype as KvChoice, Weights};
@@ -16,10 +15,6 @@ use crate::exec::runner::ModelExecutor;
 use crate::model::decoder::Decoder;
 use crate::model::ops::KvDtype;
 use crate::model::source::ModelSource;
-
-/// Share of the memory left after weights and activations that the KV cache gets, where nothing else is configured; the
-/// rest is for graphs of decode steps and what the driver wants.
-pub const MEMORY_SHARE: f64 = 0.9;
 
 pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progress) -> Result<Lanes, EngineError> {
     let lanes = config.engine.lanes;
@@ -48,14 +43,8 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
             own.push((ops, decoder));
         }
         let memory = measure(config, gpu, &mut own, dtype)?;
-        let demand = Demand {
-            block_bytes,
-            num_lanes: sharing_lanes(config, own_lanes),
-            max_running: config.scheduler.max_running,
-            max_model_len: source.spec.max_positions,
-        };
-        let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, memory.free as u64, demand);
-        fewest_blocks = fewest_blocks.min(blocks.map_err(|e| memory.exceeded(&e))?);
+        let blocks = memory.blocks_per_lane(config, block_bytes, own_lanes, source.spec.max_positions)?;
+        fewest_blocks = fewest_blocks.min(blocks);
         opened.push((own, memory, products));
     }
     let weights =
@@ -127,11 +116,6 @@ fn measure<'a>(
     Ok(usage)
 }
 
-/// Lanes that share the memory that is given out: `kv.memory` is for all of them, a share of a GPU's for its own.
-pub fn sharing_lanes(config: &Config, own_lanes: usize) -> usize {
-    if config.kv.memory.is_some() { config.engine.lanes } else { own_lanes }
-}
-
 /// `auto` is what the kernels are made for.
 pub fn kv_dtype(config: &Config) -> KvDtype {
     match config.kv.dtype {
@@ -157,23 +141,6 @@ pub fn obstacles(config: &Config) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::config::{Engine, Kv};
-
-    #[test]
-    fn an_explicit_size_is_for_the_lanes_of_all_gpus() {
-        let config = |memory| Config {
-            engine: Engine { lanes: 4, ..Engine::default() },
-            kv: Kv { memory, ..Kv::default() },
-            ..Config::default()
-        };
-        let blocks = |config: Config| {
-            let num_lanes = sharing_lanes(&config, 2);
-            let demand = Demand { block_bytes: 1000, num_lanes, max_running: 64, max_model_len: 8192 };
-            memory::blocks_per_lane(&config.kv, MEMORY_SHARE, 80_000, demand)
-        };
-        // Two lanes on each of two GPUs: 10 blocks each; of a GPU's own memory, half of its 72.
-        assert_eq!((blocks(config(Some(40_000))), blocks(config(None))), (Ok(10), Ok(36)));
-    }
 
     #[test]
     fn only_what_does_not_apply_warns() {

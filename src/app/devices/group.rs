@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::super::engine::{EngineError, Progress};
-use super::super::memory::{self, Demand};
-use super::cuda::{MEMORY_SHARE, kernel_options, kv_dtype, obstacles, products, sharing_lanes};
+use super::cuda::{kernel_options, kv_dtype, obstacles, products};
 use super::usage::{Usage, describe_memory, describe_weights, limits};
 use super::{Lanes, cpu};
 use crate::base::config::Config;
@@ -50,10 +49,8 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     for gpus in &groups {
         let mut group = Group::load(config, gpus, source, &mut warnings, progress)?;
         group.measure(config, dtype)?;
-        let demand = demand(config, block_bytes, source.spec.max_positions);
-        let fullest = group.fullest();
-        let blocks = memory::blocks_per_lane(&config.kv, MEMORY_SHARE, fullest.free as u64, demand);
-        fewest_blocks = fewest_blocks.min(blocks.map_err(|e| fullest.exceeded(&e))?);
+        let blocks = group.fullest().blocks_per_lane(config, block_bytes, 1, source.spec.max_positions)?;
+        fewest_blocks = fewest_blocks.min(blocks);
         weights.clone_from(&group.weights);
         loaded.push(group);
     }
@@ -67,17 +64,6 @@ pub fn open(config: &Config, source: &ModelSource, gpus: &[Gpu], progress: Progr
     // Of all ranks, as a lane's block has a part on each.
     let block_bytes = num_ranks * block_bytes;
     Ok(Lanes { executors, num_blocks: fewest_blocks, block_bytes, weights, warnings })
-}
-
-/// `kv.memory` is for the blocks of all lanes, of which each rank has a part; a share is of the fullest GPU, for its part.
-fn demand(config: &Config, bytes_on_each: usize, max_model_len: usize) -> Demand {
-    let of_block = if config.kv.memory.is_some() { config.engine.tensor_parallel } else { 1 };
-    Demand {
-        block_bytes: of_block * bytes_on_each,
-        num_lanes: sharing_lanes(config, 1),
-        max_running: config.scheduler.max_running,
-        max_model_len,
-    }
 }
 
 /// The GPUs of each lane: consecutive ones.
@@ -185,7 +171,6 @@ impl<'a> Group<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::config::{Engine, Kv};
 
     fn gpus(names: &[&str]) -> Vec<Gpu> {
         let gpu = |(ordinal, name): (usize, &&str)| Gpu {
@@ -208,20 +193,6 @@ mod tests {
         };
         assert_eq!(ordinals(1), ["cuda:0,1 (H200, products by hand)"]);
         assert_eq!(ordinals(2), ["cuda:0,1 (H200, products by hand)", "cuda:2,3 (L4, products by hand)"]);
-    }
-
-    #[test]
-    fn an_explicit_size_is_for_all_ranks_of_all_lanes() {
-        let blocks = |memory| {
-            let config = Config {
-                engine: Engine { lanes: 2, tensor_parallel: 4, ..Engine::default() },
-                kv: Kv { memory, ..Kv::default() },
-                ..Config::default()
-            };
-            memory::blocks_per_lane(&config.kv, MEMORY_SHARE, 80_000, demand(&config, 1000, 8192))
-        };
-        // Eight GPUs of 10 blocks' parts each; 0.9 of what each has free.
-        assert_eq!((blocks(Some(80_000)), blocks(None)), (Ok(10), Ok(72)));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! How a GPU's memory is used before there is a KV cache.
 
 use super::super::engine::EngineError;
+use super::super::memory::{self, Demand, TooLittle};
 use crate::base::config::{Config, Speculative};
-use crate::exec::cuda::Stored;
 use crate::exec::cuda::device::Gpu;
-use crate::exec::cuda::{CudaOps, Limits};
+use crate::exec::cuda::{CudaOps, Limits, Stored};
 use crate::exec::format::Format;
+
+/// Share of the memory left after weights and activations that the KV cache gets, where nothing else is configured; the
+/// rest is for graphs of decode steps and what the driver wants.
+const MEMORY_SHARE: f64 = 0.9;
 
 /// Of one GPU, in bytes.
 pub struct Usage<'a> {
@@ -33,6 +37,17 @@ impl<'a> Usage<'a> {
         tracing::info!(gpu = self.gpu.ordinal, weights_mib, activations_mib, free_mib, "memory before the KV cache");
     }
 
+    /// KV blocks of each of the `own_lanes` that are here, where a block takes so many bytes of this GPU.
+    pub fn blocks_per_lane(
+        &self,
+        config: &Config,
+        block_bytes: usize,
+        own_lanes: usize,
+        max_model_len: usize,
+    ) -> Result<usize, EngineError> {
+        blocks_per_lane(config, self.free, block_bytes, own_lanes, max_model_len).map_err(|e| self.exceeded(&e))
+    }
+
     /// What does not fit, with all numbers.
     pub fn exceeded(&self, error: &dyn std::fmt::Display) -> EngineError {
         let [total, weights, activations, free] =
@@ -43,6 +58,23 @@ impl<'a> Usage<'a> {
             self.gpu.ordinal, self.gpu.name
         ))
     }
+}
+
+/// `kv.memory` is for the whole blocks of all lanes, a share of a GPU's own memory for what its own lanes have there.
+fn blocks_per_lane(
+    config: &Config,
+    free: usize,
+    block_bytes: usize,
+    own_lanes: usize,
+    max_model_len: usize,
+) -> Result<usize, TooLittle> {
+    let (parts, num_lanes) = match config.kv.memory {
+        Some(_) => (config.engine.tensor_parallel, config.engine.lanes),
+        None => (1, own_lanes),
+    };
+    let max_running = config.scheduler.max_running;
+    let demand = Demand { block_bytes: parts * block_bytes, num_lanes, max_running, max_model_len };
+    memory::blocks_per_lane(&config.kv, MEMORY_SHARE, free as u64, demand)
 }
 
 /// The largest steps that there will be.
@@ -83,6 +115,23 @@ pub fn describe_memory(weights: &str, activations: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::config::{Engine, Kv};
+
+    #[test]
+    fn an_explicit_size_is_for_all_gpus_together() {
+        let blocks = |lanes, tensor_parallel, own_lanes, memory| {
+            let config = Config {
+                engine: Engine { lanes, tensor_parallel, ..Engine::default() },
+                kv: Kv { memory, ..Kv::default() },
+                ..Config::default()
+            };
+            blocks_per_lane(&config, 80_000, 1000, own_lanes, 8192)
+        };
+        // Two lanes on each of two GPUs: 10 blocks each; of a GPU's own memory, half of its 72.
+        assert_eq!((blocks(4, 1, 2, Some(40_000)), blocks(4, 1, 2, None)), (Ok(10), Ok(36)));
+        // Two lanes of four GPUs each: 10 blocks' parts on each; 0.9 of what each has free.
+        assert_eq!((blocks(2, 4, 1, Some(80_000)), blocks(2, 4, 1, None)), (Ok(10), Ok(72)));
+    }
 
     #[test]
     fn too_little_memory_names_all_numbers() {
